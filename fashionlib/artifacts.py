@@ -1,0 +1,294 @@
+"""The hand-over between chapters: weights (safetensors), metrics (JSON), checkpoints, and the check before a run.
+
+    folder = artifacts.folder("sample")                       # build/sample/artifacts
+    artifacts.update_metrics("sample", "classifier", {...})   # replaces only these keys, atomically, under a lock
+    artifacts.require("sample", "classifier.safetensors")     # or one line that says which chapter makes it
+
+    python -m fashionlib.artifacts check --profile small --source catalogue.zip
+
+`check` looks at profile, parameter names and source before the first chapter runs, so that a mistake costs a second,
+and writes the parameters that papermill gets to `build/<profile>/parameters/` (a file changes only with its content).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fashionlib import runtime
+from fashionlib.runtime import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+CHAPTERS = {  # artifact: the chapter that makes it
+    "prepared": "01_data_preparation",
+    "classifier.safetensors": "02_resnet152",
+    "classifier.json": "02_resnet152",
+    "dcgan_1.safetensors": "05_dcgan",
+    "dcgan_2.safetensors": "05_dcgan",
+}
+METRICS_OF = {  # chapter's name in metrics.json: the notebook that writes it
+    "data": "01_data_preparation",
+    "classifier": "02_resnet152",
+    "guided_backprop": "03_guided_backprop",
+    "average_saliency": "04_average_saliency",
+    "dcgan": "05_dcgan",
+}
+
+
+def folder(run: str) -> Path:
+    """Folder of one run's artifacts, created if need be: `build/<run>/artifacts`. Taught in: chapter 1."""
+    path = runtime.build_root() / run / "artifacts"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def require(run: str, name: str) -> Path:
+    """Path of an artifact that an earlier chapter has made.
+
+    Raises InputError with the chapter that makes it and the command that runs it. Taught in: chapter 2.
+    """
+    path = folder(run) / name
+    finished = path / "manifest.json" if name == "prepared" else path
+    if not finished.exists():
+        raise InputError(_missing(name, run, CHAPTERS[name]))
+    return path
+
+
+def _missing(what: str, run: str, chapter: str) -> str:
+    profile = f" -f profiles/{run}/{chapter}.yml" if (runtime.project_root() / "profiles" / run).is_dir() else ""
+    command = f"papermill notebooks/{chapter}.ipynb out.ipynb{profile}"
+    return f"{what} of run {run!r} is missing: chapter {chapter} makes it. Run that notebook first, or: {command}"
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def update_metrics(run: str, chapter: str, values: dict) -> None:
+    """Put `values` under `chapter` in the run's metrics.json; other keys and chapters stay as they are.
+
+    Plain numbers, strings, lists and dictionaries; arrays and tensors become lists. Raises ValueError for NaN.
+    """
+    from filelock import FileLock
+
+    path = folder(run) / "metrics.json"
+    with FileLock(f"{path}.lock"):
+        metrics = json.loads(path.read_text()) if path.exists() else {}
+        metrics.setdefault(chapter, {}).update(values)
+        write_json(path, metrics)
+
+
+def read_metrics(run: str, *chapters: str) -> dict:
+    """The run's metrics.json, by chapter. Raises InputError where one of the named `chapters` has not run."""
+    path = folder(run) / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    for chapter in chapters:
+        if chapter not in metrics:
+            raise InputError(_missing(f"the entry {chapter!r} in metrics.json", run, METRICS_OF[chapter]))
+    return metrics
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to a temporary name beside `path`, then rename: a reader sees the old file or the new one."""
+    text = json.dumps(content, indent=2, default=_plain, allow_nan=False) + "\n"
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars and arrays and torch tensors as plain Python, for json."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"metrics take plain numbers, strings, lists and dictionaries, found {type(value).__name__}")
+
+
+# --- weights and checkpoints -------------------------------------------------------------------------------------------
+
+
+def save_weights(path: Path, model: torch.nn.Module, settings: dict) -> None:
+    """Write a model's weights to `path` (.safetensors) and its settings beside it (.json), each atomically."""
+    save_checkpoint(path, dict(model.state_dict()), settings=settings)
+    write_json(path.with_suffix(".json"), settings)
+
+
+def load_weights(path: Path, model: torch.nn.Module) -> dict:
+    """Load weights that `save_weights` wrote into `model`; returns the settings. Raises InputError if damaged."""
+    state, settings = _read(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path.name} does not fit {type(model).__name__}: {str(error).splitlines()[-1]}") from error
+    return settings
+
+
+def save_checkpoint(path: Path, state: dict, *, settings: dict) -> None:
+    """Write a nested dictionary of tensors and plain values as one safetensors file, atomically.
+
+    The plain values and `settings` travel as JSON in the file's header: no pickle is ever written or read.
+    Tensors are made contiguous; `load_state_dict` and `restore_optimizer` bring their memory format back.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict = {}
+    skeleton = _flatten(state, "", tensors)
+    header = {"state": json.dumps(skeleton, default=_plain), "settings": json.dumps(settings, default=_plain)}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file(tensors, temporary, metadata=header)
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, *, settings: dict) -> dict | None:
+    """The state that `save_checkpoint` wrote with the same settings; None where there is none to go on from.
+
+    With other settings it says so, keeps the old file under another name and returns None.
+    Raises InputError for a damaged or foreign file.
+    """
+    if not path.exists():
+        return None
+    state, found = _read(path)
+    wanted = json.loads(json.dumps(settings, default=_plain))
+    if found == wanted:
+        return state
+    changed = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    kept = path.with_name(f"{path.stem}.previous{path.suffix}")
+    path.replace(kept)
+    print(f"{path.name}: {', '.join(changed)} changed; starting afresh, the old file is kept as {kept.name}")
+    return None
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            skeleton, settings = json.loads(header["state"]), json.loads(header["settings"])
+            return _unflatten(skeleton, file), settings
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged or not one of this course's files ({error}): move it away and run again."
+        ) from error
+
+
+def _flatten(value: Any, name: str, tensors: dict) -> Any:
+    """Collect the tensors of a nested structure; return it with {"tensor": name} in their place."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    return {"plain": value}
+
+
+def _unflatten(node: dict, file) -> Any:
+    (kind, content), *_ = node.items()
+    if kind == "tensor":
+        return file.get_tensor(content)
+    if kind == "dict":
+        return {key: _unflatten(item, file) for key, item in content}  # pairs keep integer keys integer
+    if kind == "list":
+        return [_unflatten(item, file) for item in content]
+    return content
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """`load_state_dict`, then give every moment its parameter's memory format again (channels_last stays fast)."""
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for key, value in moments.items():
+            if hasattr(value, "shape") and value.shape == parameter.shape:
+                moments[key] = parameter.detach().clone().copy_(value)  # clone preserves strides
+
+
+# --- the check before a run --------------------------------------------------------------------------------------------
+
+
+def check(profile: str, source: str = "") -> None:
+    """Look at profile, parameter names and source; write the parameters of every chapter for papermill.
+
+    Raises InputError with the first mistake: unknown profile, unknown parameter (with the nearest known one), a value
+    of another type than the default, a source that is not a catalogue. Taught in: chapter 1.
+    """
+    from fashionlib import catalogue
+
+    root = runtime.project_root()
+    known = sorted({"sample", *(path.name for path in (root / "profiles").iterdir() if path.is_dir())})
+    if profile not in known:
+        raise InputError(f"PROFILE must be one of {', '.join(known)}; found {profile!r}.")
+    chapters = {path.stem: notebook_parameters(path) for path in sorted((root / "notebooks").glob("*.ipynb"))}
+    files = {path.stem: path for path in sorted((root / "profiles" / profile).glob("*.yml"))}
+    if unknown := sorted(files.keys() - chapters.keys()):
+        raise InputError(f"profiles/{profile}/{unknown[0]}.yml belongs to no notebook; known: {', '.join(chapters)}.")
+    target = runtime.build_root() / profile / "parameters"
+    target.mkdir(parents=True, exist_ok=True)
+    for chapter, defaults in chapters.items():
+        chosen = _read_profile(files[chapter], defaults) if chapter in files else {}
+        chosen["run"] = profile
+        note = ""
+        if "source" in defaults:
+            chosen["source"], note = catalogue.check_source(source or chosen.get("source", defaults["source"]))
+        _write_if_changed(target / f"{chapter}.yml", note + json.dumps(chosen, indent=2) + "\n")  # JSON is YAML
+
+
+def notebook_parameters(path: Path) -> dict:
+    """Names and default values in the notebook's cell tagged `parameters` (literals only)."""
+    cells = json.loads(path.read_text())["cells"]
+    tagged = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    tree = ast.parse("".join(next(tagged)["source"]))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)}
+
+
+def _read_profile(path: Path, defaults: dict) -> dict:
+    import yaml
+
+    name = f"profiles/{path.parent.name}/{path.name}"
+    try:
+        chosen = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(chosen, dict):
+        raise InputError(f"{name} must hold lines `name: value`, found {type(chosen).__name__}.")
+    for key, value in chosen.items():
+        if key not in defaults:
+            near = difflib.get_close_matches(str(key), defaults, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(defaults)}."
+            raise InputError(f"{name}: the notebook has no parameter {key!r}; {hint}")
+        kinds = (int, float) if isinstance(defaults[key], float) else type(defaults[key])
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(defaults[key], bool):
+            raise InputError(f"{name}: {key} must be a {type(defaults[key]).__name__} like {defaults[key]!r}, found {value!r}.")
+    return chosen
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    """make compares times: an unchanged file must keep its own."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fashionlib.artifacts", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    checking = commands.add_parser("check", help="look at profile, parameter names and source before a run")
+    checking.add_argument("--profile", required=True)
+    checking.add_argument("--source", default="", help="synthetic, kaggle-small, kaggle-full, a folder or a zip")
+    options = parser.parse_args()
+    try:
+        check(options.profile, options.source)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
