@@ -121,7 +121,7 @@ def save_weights(path: Path, model: torch.nn.Module, settings: dict) -> None:
 
 def load_weights(path: Path, model: torch.nn.Module) -> dict:
     """Load weights that `save_weights` wrote into `model`; returns the settings. Raises InputError if damaged."""
-    state, settings = _read(path)
+    state, settings = read_checkpoint(path)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -153,7 +153,7 @@ def load_checkpoint(path: Path, *, settings: dict) -> dict | None:
     """
     if not path.exists():
         return None
-    state, found = _read(path)
+    state, found = read_checkpoint(path)
     wanted = json.loads(json.dumps(settings, default=_plain))
     if found == wanted:
         return state
@@ -164,7 +164,8 @@ def load_checkpoint(path: Path, *, settings: dict) -> dict | None:
     return None
 
 
-def _read(path: Path) -> tuple[dict, dict]:
+def read_checkpoint(path: Path) -> tuple[dict, dict]:
+    """State and settings of a file that `save_checkpoint` wrote. Raises InputError if damaged or foreign."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -110,7 +110,6 @@ def describe_machine() -> dict:
     """Processor, cores, memory (GiB), GPU, versions: what a measured figure has to be read with."""
     import joblib
     import numpy
-    import psutil
     import torch
     import torchvision
 
@@ -119,7 +118,7 @@ def describe_machine() -> dict:
         "machine": {
             "cpu": _processor_name(),
             "cores": joblib.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "gpu": gpu,
         },
         "versions": {

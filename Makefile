@@ -1,0 +1,95 @@
+# The commands of the course; `make help` lists them. GNU make 3.81 (macOS) is enough.
+#
+# A target is an executed notebook in build/<profile>/notebooks. It depends on its source, on its parameters
+# (build/<profile>/parameters: rewritten only when profile or SOURCE change), on the library modules that it imports,
+# and on the chapters whose results it reads. tests/test_make.py compares these lists with the notebooks' imports.
+
+PROFILE ?= sample
+SOURCE ?=
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+BUILD := $(or $(FASHION_BUILD),build)
+OUT := $(BUILD)/$(PROFILE)
+CHAPTERS := 01_data_preparation 02_resnet152 03_guided_backprop 04_average_saliency 05_dcgan 06_summary
+EXECUTED := $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
+BOOK := _config.yml _toc.yml index.md glossary.md references.bib
+
+export JUPYTER_PREFER_ENV_PATH := 1
+.DELETE_ON_ERROR:
+.PHONY: help report notebooks test lab bench experiments clean check
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  PROFILE=sample|small|small-224|full|best   SOURCE=synthetic|kaggle-small|kaggle-full|folder|zip"
+
+report: notebooks ## run the chapters that changed and render the book [PROFILE=...] [SOURCE=...]
+	@$(MAKE) --no-print-directory $(OUT)/html/index.html
+	@echo "The report: $(OUT)/html/index.html"
+
+notebooks: check ## run the chapters that changed, without rendering [PROFILE=...] [SOURCE=...]
+	@$(MAKE) --no-print-directory $(EXECUTED)
+
+test: .venv/.installed ## ruff, pytest, nbval on every notebook, the published book (in a temporary build folder)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && export FASHION_BUILD="$$build" \
+	&& $(MAKE) --no-print-directory report PROFILE=sample SOURCE= \
+	&& $(BIN)/pytest --nbval-lax tests notebooks
+
+lab: .venv/.installed ## open the course in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+bench: .venv/.installed ## run every benchmark; results go to benchmarks/results
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+experiments: .venv/.installed ## run the long comparisons, resumable; results go to benchmarks/results
+	@for file in benchmarks/experiments/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean: ## remove what was built for PROFILE
+	rm -rf '$(OUT)'
+
+# --- set-up ------------------------------------------------------------------------------------------------------------
+
+# TORCH_INDEX: address of another package index for torch and torchvision, which must come from the same one.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, found {v}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(BIN)/pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+# Looks at profile, parameter names and source before the first chapter runs: a mistake costs a second.
+check: .venv/.installed
+	@$(BIN)/python -m fashionlib.artifacts check --profile '$(PROFILE)' --source '$(SOURCE)'
+
+# --- chapters ----------------------------------------------------------------------------------------------------------
+
+DATA := runtime artifacts catalogue images
+library = $(patsubst %,fashionlib/%.py,$(1))
+executed = $(patsubst %,$(OUT)/notebooks/%.ipynb,$(1))
+
+$(call executed,01_data_preparation): $(call library,$(DATA) synthetic plots)
+$(call executed,02_resnet152): $(call library,$(DATA) classifier plots) $(call executed,01_data_preparation)
+$(call executed,03_guided_backprop): $(call library,$(DATA) classifier saliency plots) $(call executed,02_resnet152)
+$(call executed,04_average_saliency): $(call library,$(DATA) classifier saliency plots) $(call executed,03_guided_backprop)
+$(call executed,05_dcgan): $(call library,$(DATA) classifier dcgan plots) $(call executed,02_resnet152)
+$(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $(call executed,04_average_saliency 05_dcgan)
+
+# To a temporary name, renamed on success: papermill leaves a newer, broken output where a cell fails.
+$(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml
+	@mkdir -p $(@D) && rm -f $(@:.ipynb=.failed.ipynb)
+	@echo "== chapter $*"
+	@$(BIN)/papermill -k python3 -f $(OUT)/parameters/$*.yml $(if $(CI),--no-progress-bar) $< $@.part \
+	|| { mv $@.part $(@:.ipynb=.failed.ipynb); echo "kept: $(@:.ipynb=.failed.ipynb)" >&2; exit 1; }
+	@mv $@.part $@
+
+# --- the book ----------------------------------------------------------------------------------------------------------
+
+# Staged at the paths of _toc.yml; html/ is replaced only by a build without a warning.
+$(OUT)/html/index.html: $(EXECUTED) $(BOOK)
+	@rm -rf $(OUT)/book && mkdir -p $(OUT)/book/notebooks
+	@cp $(BOOK) $(OUT)/book && cp $(EXECUTED) $(OUT)/book/notebooks
+	$(BIN)/jupyter-book build -W -n --keep-going -q $(OUT)/book
+	@rm -rf $(OUT)/html && mv $(OUT)/book/_build/html $(OUT)/html && touch $@
