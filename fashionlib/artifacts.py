@@ -68,7 +68,7 @@ def _missing(what: str, run: str, chapter: str) -> str:
     return f"{what} of run {run!r} is missing: chapter {chapter} makes it. Run that notebook first, or: {command}"
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------------
 
 
 def update_metrics(run: str, chapter: str, values: dict) -> None:
@@ -110,7 +110,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"metrics take plain numbers, strings, lists and dictionaries, found {type(value).__name__}")
 
 
-# --- weights and checkpoints -------------------------------------------------------------------------------------------
+# --- weights and checkpoints ------------------------------------------------------------------------------------------
 
 
 def save_weights(path: Path, model: torch.nn.Module, settings: dict) -> None:
@@ -213,7 +213,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
                 moments[key] = parameter.detach().clone().copy_(value)  # clone preserves strides
 
 
-# --- the check before a run --------------------------------------------------------------------------------------------
+# --- the check before a run -------------------------------------------------------------------------------------------
 
 
 def check(profile: str, source: str = "") -> None:
@@ -235,7 +235,7 @@ def check(profile: str, source: str = "") -> None:
     target = runtime.build_root() / profile / "parameters"
     target.mkdir(parents=True, exist_ok=True)
     for chapter, defaults in chapters.items():
-        chosen = _read_profile(files[chapter], defaults) if chapter in files else {}
+        chosen = read_profile(files[chapter], defaults) if chapter in files else {}
         chosen["run"] = profile
         note = ""
         if "source" in defaults:
@@ -251,7 +251,8 @@ def notebook_parameters(path: Path) -> dict:
     return {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)}
 
 
-def _read_profile(path: Path, defaults: dict) -> dict:
+def read_profile(path: Path, defaults: dict) -> dict:
+    """Parameters of one profile file, checked against the notebook's defaults. Raises InputError for a mistake."""
     import yaml
 
     name = f"profiles/{path.parent.name}/{path.name}"
@@ -268,7 +269,9 @@ def _read_profile(path: Path, defaults: dict) -> dict:
             raise InputError(f"{name}: the notebook has no parameter {key!r}; {hint}")
         kinds = (int, float) if isinstance(defaults[key], float) else type(defaults[key])
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(defaults[key], bool):
-            raise InputError(f"{name}: {key} must be a {type(defaults[key]).__name__} like {defaults[key]!r}, found {value!r}.")
+            raise InputError(
+                f"{name}: {key} must be a {type(defaults[key]).__name__} like {defaults[key]!r}, found {value!r}."
+            )
     return chosen
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import stat
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -47,10 +49,13 @@ class Source:
     ignored_copies: int  # nested identical catalogues, as Kaggle's archives have them
 
     def read(self, name: str) -> bytes:
-        """Bytes of a member. Raises OSError or zipfile.BadZipFile where it cannot be read."""
+        """Bytes of a member. Raises OSError where it cannot be read, a damaged or encrypted zip entry included."""
         if self.path.is_dir():
             return (self.path / self.root / name).read_bytes()
-        return _archive(self.path).read(self.root + name)
+        try:
+            return _archive(self.path).read(self.root + name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+            raise OSError(f"damaged entry in {self.path.name}: {error}") from error
 
     def members(self, folder: str, suffix: str) -> dict[int, str]:
         """Product id -> member, for `<folder>/<id><suffix>`."""
@@ -70,10 +75,15 @@ class Source:
         return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=4)
 def _archive(path: Path) -> zipfile.ZipFile:
     """One open archive per process: its directory of 90,000 entries is parsed once; reading is thread-safe."""
-    return zipfile.ZipFile(path)
+    status = path.stat()
+    return _open_archive(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_archive(path: Path, changed: int, size: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)  # `changed` and `size` are the key: a zip that was replaced is opened again
 
 
 def open_source(source: str | Path) -> Source:
@@ -104,7 +114,9 @@ def _zip_members(path: Path) -> dict[str, int]:
     for entry in entries:
         parts = PurePosixPath(entry.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or stat.S_ISLNK(entry.external_attr >> 16):
-            raise InputError(f"source {path} has an entry that points outside of it: {entry.filename!r}. Do not use it.")
+            raise InputError(
+                f"source {path} has an entry that points outside of it: {entry.filename!r}. Do not use it."
+            )
     return {entry.filename: entry.file_size for entry in entries if not entry.is_dir()}
 
 
@@ -114,7 +126,9 @@ def _locate(path: Path, sizes: dict[str, int]) -> Source:
     tables = {name[: -len("styles.csv")] for name in sizes if PurePosixPath(name).name == "styles.csv"}
     roots = sorted(folders & tables, key=lambda root: (root.count("/"), root))
     if not roots:
-        raise InputError(f"source {path} is no catalogue: expected styles.csv beside a folder images/, found neither pair.")
+        raise InputError(
+            f"source {path} is no catalogue: expected styles.csv beside a folder images/, found neither pair."
+        )
     root = roots[0]
     inside = {name[len(root) :]: size for name, size in sizes.items() if name.startswith(root)}
     own = {name: size for name, size in inside.items() if name.split("/")[0] in ("styles.csv", "images", "masks")}
@@ -156,23 +170,35 @@ def read_styles(source: Source) -> tuple[pd.DataFrame, int]:
     """The rows of styles.csv, one per product, and how many of them carry unquoted commas in the product name.
 
     Columns are COLUMNS: `id` int64, `year` Int16 (missing allowed), the others strings.
-    Raises InputError for missing columns, for a row of fewer than ten fields, and for an id that comes twice.
-    Taught in: chapter 1.
+    A name in proper CSV quotes, as a spreadsheet writes it, is unquoted and not malformed.
+    Raises InputError for a file that cannot be read, for missing columns, for a row of fewer than ten fields, and for
+    an id that comes twice. Taught in: chapter 1.
     """
     where = f"styles.csv of {source.path}"
-    lines = source.read("styles.csv").decode("utf-8-sig", errors="replace").splitlines()
-    header = lines[0].split(",") if lines else []
+    try:
+        text = source.read("styles.csv").decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({error}): download or copy it again.") from error
+    lines = text.replace("\r\n", "\n").split("\n")  # splitlines() would also cut a name at U+2028 or U+0085
+    header = lines[0].split(",")
     if tuple(header) != COLUMNS:
         raise InputError(f"{where}: expected the columns {', '.join(COLUMNS)}; found {', '.join(header) or 'none'}.")
     rows = [line.split(",", len(COLUMNS) - 1) for line in lines[1:] if line.strip()]
     short = next((row for row in rows if len(row) < len(COLUMNS) or not row[0].isdecimal()), None)
     if short is not None:
-        raise InputError(f"{where}: expected {len(COLUMNS)} fields that begin with a number, found {','.join(short)!r}.")
+        raise InputError(
+            f"{where}: expected {len(COLUMNS)} fields that begin with a number, found {','.join(short)!r}."
+        )
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"id": "int64"})
-    table["year"] = pd.to_numeric(table["year"], errors="coerce").astype("Int16")
+    table["year"] = pd.to_numeric(table["year"].where(table["year"].str.fullmatch(r"\d{4}(\.0+)?"))).astype("Int16")
     if table["id"].duplicated().any():
-        raise InputError(f"{where}: id {table.loc[table['id'].duplicated(), 'id'].iloc[0]} comes twice; ids must be unique.")
-    return table, sum("," in row[-1] for row in rows)
+        raise InputError(
+            f"{where}: id {table.loc[table['id'].duplicated(), 'id'].iloc[0]} comes twice; ids must be unique."
+        )
+    quoted = table["productDisplayName"].str.fullmatch(r'".*"', flags=re.DOTALL)
+    malformed = int((table["productDisplayName"].str.contains(",") & ~quoted).sum())
+    table.loc[quoted, "productDisplayName"] = table["productDisplayName"].str[1:-1].str.replace('""', '"')
+    return table, malformed
 
 
 def labels(table: pd.DataFrame) -> pd.Series:

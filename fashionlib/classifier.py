@@ -30,7 +30,7 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("constant", "one-cycle")
 
 
-# --- build -------------------------------------------------------------------------------------------------------------
+# --- build ------------------------------------------------------------------------------------------------------------
 
 
 def build(architecture: str, *, weights: str = "none", stem: str = "imagenet", classes: int = 6) -> nn.Module:
@@ -49,7 +49,9 @@ def build(architecture: str, *, weights: str = "none", stem: str = "imagenet", c
     elif architecture in torchvision.models.list_models(module=torchvision.models):
         model = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
     else:
-        raise InputError(f"architecture {architecture!r} is not one of torchvision's: see torchvision.models.list_models().")
+        raise InputError(
+            f"architecture {architecture!r} is not one of torchvision's: see torchvision.models.list_models()."
+        )
     if stem == "small":
         if not isinstance(model, torchvision.models.ResNet):
             raise InputError(f"stem 'small' is made for ResNets; {architecture} keeps stem = 'imagenet'.")
@@ -94,7 +96,7 @@ def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], origin: str
     model.load_state_dict(fitting, strict=False)
 
 
-# --- fit ---------------------------------------------------------------------------------------------------------------
+# --- fit --------------------------------------------------------------------------------------------------------------
 
 
 def fit(
@@ -144,7 +146,9 @@ def fit(
     for epoch in range(len(history), epochs):
         started = time.perf_counter()
         options = {"batch_size": batch_size, "device": device, "epoch": epoch, "seed": seed, "flip": flip, "crop": crop}
-        loss, accuracy = _epoch(model, images.batches(train, **options), steps, update, rates, label_smoothing, precision)
+        loss, accuracy = _epoch(
+            model, images.batches(train, **options), steps, update, rates, label_smoothing, precision
+        )
         record = {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy}
         record |= {"learning_rate": rates.get_last_lr()[0], "seconds": time.perf_counter() - started}
         if not math.isfinite(loss):
@@ -199,7 +203,7 @@ def _epoch(model, batches, steps, update, rates, label_smoothing, precision) -> 
     return float(total_loss) / count, float(correct) / count
 
 
-# --- predict and evaluate ----------------------------------------------------------------------------------------------
+# --- predict and evaluate ---------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fashionlib import artifacts, catalogue, runtime
 from fashionlib.runtime import InputError
@@ -45,19 +45,21 @@ def size_name(size: Size) -> str:
     return f"{height}x{width}"
 
 
-# --- decoding ----------------------------------------------------------------------------------------------------------
+# --- decoding ---------------------------------------------------------------------------------------------------------
 
 
 def decode(data: bytes, smallest: tuple[int, int]) -> tuple[Image.Image, tuple[int, int]]:
     """Decode to an RGB picture of at least twice `smallest` (height, width), where the file has that many pixels.
 
     A large JPEG is scaled down by the decoder itself (DCT scaling). Greyscale, CMYK and palette pictures become RGB;
-    EXIF rotation is applied. Returns the picture and its original (width, height).
+    EXIF rotation is applied. Returns the picture and its original, upright (width, height).
     Raises OSError, ValueError or SyntaxError for a file that cannot be read. Taught in: chapter 1.
     """
     with Image.open(io.BytesIO(data)) as picture:
-        original = picture.size
-        picture.draft("RGB", (2 * smallest[1], 2 * smallest[0]))
+        sideways = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # width and height change places
+        original = picture.size[::-1] if sideways else picture.size
+        height, width = smallest[::-1] if sideways else smallest
+        picture.draft("RGB", (2 * width, 2 * height))
         upright = ImageOps.exif_transpose(picture)
         return upright.convert("RGB"), original
 
@@ -88,7 +90,7 @@ def resize_mask(mask: Image.Image, size: tuple[int, int], fit: str = "squash") -
     return np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))
 
 
-# --- preparation -------------------------------------------------------------------------------------------------------
+# --- preparation ------------------------------------------------------------------------------------------------------
 
 
 def prepare(
@@ -106,7 +108,7 @@ def prepare(
     if source == "synthetic":
         from fashionlib import synthetic
 
-        source = synthetic.draw(folder.parent / "synthetic", seed=seed)
+        source = synthetic.draw(folder.parent / f"synthetic-{synthetic.VERSION}-{seed}", seed=seed)
     opened = catalogue.open_source(source)
     settings = {"version": VERSION, "sizes": [size_name(shape) for shape in shapes], "fit": fit, "seed": seed}
     settings |= {"source": opened.path.name, "source_fingerprint": opened.fingerprint()}
@@ -153,6 +155,10 @@ def _prepare_into(
     seconds = time.perf_counter() - started
     facts = pd.DataFrame(facts, columns=["width", "height", "digest", "problem"])
     readable = facts["problem"].isna()
+    if not readable.any():
+        raise InputError(
+            f"source {source.path}: none of the {len(members)} pictures can be read ({facts['problem'][0]})."
+        )
     if not readable.all():
         _drop_rows(folder, arrays, readable.to_numpy())
     index = pd.concat([products, facts], axis=1)[readable].reset_index(drop=True)
@@ -179,8 +185,14 @@ def _prepare_into(
         "split_counts": {name: int((index["split"] == name).sum()) for name in catalogue.SPLITS},
         "nested_copies_ignored": source.ignored_copies,
         "images_per_second": round(len(products) / seconds, 1),
+        "source": source.path.name,
+        "drawn": bool(masks),
     }
-    return {"counts": counts, "unreadable": unreadable, "sha256": {name: _sha256(folder / f"{name}.npy") for name in arrays}}
+    return {
+        "counts": counts,
+        "unreadable": unreadable,
+        "sha256": {name: _sha256(folder / f"{name}.npy") for name in arrays},
+    }
 
 
 def _decode_all(folder: Path, source, members: list, shapes: list, fit: str, workers: int) -> list[tuple]:
@@ -241,7 +253,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- prepared data -----------------------------------------------------------------------------------------------------
+# --- prepared data ----------------------------------------------------------------------------------------------------
 
 
 class ImageSet(NamedTuple):
@@ -265,7 +277,9 @@ class Prepared:
         path = self.folder / f"{kind}_{size_name(size)}.npy"
         if not path.exists():
             there = ", ".join(self.manifest["settings"]["sizes"])
-            raise InputError(f"{kind} of {size_name(size)} were not prepared; there are: {there}. Add the size to chapter 1.")
+            raise InputError(
+                f"{kind} of {size_name(size)} were not prepared; there are: {there}. Add the size to chapter 1."
+            )
         return np.load(path, mmap_mode="r")
 
     def subset(self, split: str, size: Size, classes: Sequence[int] | None = None) -> ImageSet:
@@ -290,7 +304,7 @@ def load(folder: Path) -> Prepared:
     raise InputError(f"{folder} is not a finished preparation: delete it and run chapter 01_data_preparation again.")
 
 
-# --- batches -----------------------------------------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def batches(

@@ -1,0 +1,78 @@
+"""The published book of this build: every page, link, picture and figure is there."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+from test_make import make, tree
+from test_notebooks import PAGES
+
+from fashionlib import runtime
+
+BUILD = runtime.build_root()
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The book of the sample profile, as `make test` (or `make report`) has just built it."""
+    html = BUILD / "sample" / "html"
+    if not (html / "index.html").exists():
+        assert not os.environ.get("CI"), f"{html} is missing: run make report"
+        pytest.skip("no published book: run make report, or make test, which does so")
+    return html
+
+
+@pytest.fixture(scope="session")
+def pages(site) -> dict[str, BeautifulSoup]:
+    return {page: BeautifulSoup((site / f"{page}.html").read_text(), "html.parser") for page in ["index", *PAGES]}
+
+
+def test_every_local_link_and_picture_exists(site, pages):
+    for page, soup in pages.items():
+        targets = [tag.get("href") for tag in soup.find_all("a")] + [
+            tag.get("src") for tag in soup.find_all(["img", "script"])
+        ]
+        for target in filter(None, targets):
+            if re.match(r"^(https?:|mailto:|data:|#|javascript:)", target):
+                continue
+            path = (site / page).parent / target.split("#")[0].split("?")[0]
+            assert path.exists(), f"{page} refers to {target}"
+
+
+def test_every_figure_is_published_with_a_number_and_alt_text(pages):
+    for path in sorted(Path(runtime.project_root() / "notebooks").glob("*.ipynb")):
+        soup = pages[f"notebooks/{path.stem}"]
+        cells = json.loads(path.read_text())["cells"]
+        for figure in (c["metadata"]["mystnb"] for c in cells if "mystnb" in c["metadata"]):
+            shown = soup.find("figure", id=figure["figure"]["name"]) or soup.find(id=figure["figure"]["name"])
+            assert shown is not None, figure["figure"]["name"]
+            assert shown.find("img")["alt"] == " ".join(figure["image"]["alt"].split())
+            assert "Fig." in shown.find(class_="caption-number").text
+
+
+def test_no_glued_value_is_missing_and_no_cell_failed(pages):
+    for page, soup in pages.items():
+        text = soup.find("main").text
+        assert "No key" not in text, page
+        assert "Traceback" not in text, page
+        assert not re.search(r"\{(glue|term|doc|numref|footcite)\S*\}`", text), page
+
+
+def test_no_chapter_printed_a_warning(site):
+    """The page hides stderr, where progress bars are; a warning must not hide with them."""
+    for path in sorted((site.parent / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            streams = [output for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+            text = "".join("".join(output["text"]) for output in streams)
+            assert "Warning" not in text, f"{path.name}: {text[:500]}"
+
+
+def test_a_second_report_executes_nothing(site):
+    before = tree(site.parent / "notebooks") | tree(site)
+    result = make("report", "PROFILE=sample", "SOURCE=", build=BUILD)
+    assert result.returncode == 0, result.stderr
+    assert "== chapter" not in result.stdout
+    assert tree(site.parent / "notebooks") | tree(site) == before

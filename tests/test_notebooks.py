@@ -1,0 +1,144 @@
+"""The chapters as text: clean in git, one skeleton, every name they refer to is known."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fashionlib import artifacts
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROFILES = sorted((ROOT / "profiles").glob("*/*.yml"))
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [page["file"] for part in TOC["parts"] for page in part["chapters"]]
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells_of(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def text_of(path: Path) -> str:
+    return "\n\n".join("".join(cell["source"]) for cell in cells_of(path, "markdown"))
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def test_toc_lists_the_chapters_in_order():
+    chapters = [page.removeprefix("notebooks/") for page in PAGES if page.startswith("notebooks/")]
+    assert chapters == [path.stem for path in NOTEBOOKS]
+
+
+@each_notebook
+def test_clean(path):
+    notebook = json.loads(path.read_text())
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    for cell in cells_of(path, "code"):
+        if "nbval-check-output" in tags(cell):
+            assert "keep_output" in tags(cell)
+            assert cell["outputs"], f"nbval compares nothing in {cell['id']}"
+            assert cell["execution_count"] == 1
+        else:
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+
+
+@each_notebook
+def test_some_output_is_compared(path):
+    assert any("nbval-check-output" in tags(cell) for cell in cells_of(path, "code"))
+
+
+@each_notebook
+def test_parameters_are_commented_literals(path):
+    (cell,) = (cell for cell in cells_of(path, "code") if "parameters" in tags(cell))
+    lines = "".join(cell["source"]).splitlines()
+    assert all(re.fullmatch(r"\w+ = .+  # .+", line) for line in lines), "one literal and one comment a line"
+    assert len(artifacts.notebook_parameters(path)) == len(lines)
+    assert artifacts.notebook_parameters(path)["run"] == "sample"
+
+
+@each_notebook
+def test_skeleton(path):
+    text = text_of(path)
+    assert text.startswith("# ")
+    headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    assert headings[0] == "The question"
+    assert headings[-3:] == ["Summary", "Exercises", "References"]
+    assert "```{footbibliography}" in text
+    objectives = re.search(r"\{admonition\} Before you start.*?```", text, flags=re.DOTALL).group()
+    assert 4 <= len(re.findall(r"^- ", objectives, flags=re.MULTILINE)) <= 5
+
+
+@each_notebook
+def test_size(path):
+    code = [cell for cell in cells_of(path, "code") if "solution" not in tags(cell)]
+    assert 12 <= len(code) <= 30
+    for cell in code:
+        limit = 25 if {"parameters", "remove-cell"} & set(tags(cell)) else 15
+        assert len("".join(cell["source"]).splitlines()) <= limit, f"{cell['id']} is too long to read in one glance"
+    prose = re.sub(r"## Exercises.*?## References", "", text_of(path), flags=re.DOTALL)
+    assert 1500 <= len(prose.split()) <= 4000
+
+
+@each_notebook
+def test_nothing_that_a_lesson_must_not_do(path):
+    code = "\n".join("".join(cell["source"]) for cell in cells_of(path, "code"))
+    for forbidden in (r"^\s*[!%]", r"\bdef ", r"warnings", r"urlopen|requests|wget", r"['\"]/\w+/"):
+        assert not re.search(forbidden, code, flags=re.MULTILINE), forbidden
+
+
+@each_notebook
+def test_terms_and_citations_are_known(path):
+    glossary = {line.strip() for line in (ROOT / "glossary.md").read_text().splitlines() if re.match(r"^\S", line)}
+    keys = set(re.findall(r"^@\w+\{(.+),$", (ROOT / "references.bib").read_text(), flags=re.MULTILINE))
+    text = text_of(path)
+    for term in re.findall(r"\{term\}`([^`]+)`", text):
+        target = re.sub(r".*<(.+)>", r"\1", term)
+        assert target.lower() in {entry.lower() for entry in glossary}
+    for cited in re.findall(r"\{footcite[^}]*\}`([^`]+)`", text):
+        assert set(cited.split(",")) <= keys
+
+
+@each_notebook
+def test_figures_have_caption_name_and_alt_text(path):
+    for cell in cells_of(path, "code"):
+        if "mystnb" not in cell["metadata"]:
+            continue
+        figure = cell["metadata"]["mystnb"]["figure"]
+        assert figure["caption"]
+        assert figure["name"].startswith("fig-")
+        assert cell["metadata"]["mystnb"]["image"]["alt"]
+        assert f"{{numref}}`{figure['name']}`" in text_of(path), "a figure must be read in the text"
+
+
+def test_names_of_figures_and_glued_values_are_unique():
+    code = "\n".join("".join(cell["source"]) for path in NOTEBOOKS for cell in cells_of(path, "code"))
+    names = re.findall(r'glue\("(\w+)"', code)
+    names += [
+        c["metadata"]["mystnb"]["figure"]["name"]
+        for p in NOTEBOOKS
+        for c in cells_of(p, "code")
+        if "mystnb" in c["metadata"]
+    ]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_profile_keys_exist_in_the_notebook(path):
+    defaults = artifacts.notebook_parameters(ROOT / "notebooks" / f"{path.stem}.ipynb")
+    chosen = artifacts.read_profile(path, defaults)
+    assert chosen["run"] == path.parent.name
+
+
+def test_every_profile_covers_every_chapter():
+    profiles = {path.parent.name for path in PROFILES}
+    assert profiles == {"small", "small-224", "full", "best"}
+    expected = {f"{profile}/{path.stem}" for profile in profiles for path in NOTEBOOKS}
+    assert {f"{path.parent.name}/{path.stem}" for path in PROFILES} == expected

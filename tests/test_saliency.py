@@ -1,0 +1,425 @@
+"""Saliency: the guided rule by hand and against Captum, models left untouched, averages, scores of faithfulness."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from captum.attr import GuidedBackprop
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn import functional as F
+
+from fashionlib import images, saliency
+from fashionlib.runtime import InputError
+
+
+class Functional(nn.Module):
+    """Every way to call ReLU, none of them a module; one of them ignores what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 5, 3), *(nn.Conv2d(5, 5, 3) for _ in range(7))])
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        activations = (
+            *(F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),
+            *(lambda x: F.relu(x, inplace=True), lambda x: F.relu(x, True), self.forgetful),
+        )
+        for layer, activation in zip(self.layers, activations, strict=True):
+            x = activation(layer(x))
+        return self.head(x.mean((2, 3)))
+
+    def forgetful(self, x):
+        x.relu_()
+        return x
+
+    def as_modules(self):
+        parts = [part for layer in self.layers for part in (layer, nn.ReLU())]
+        return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), self.head)
+
+
+class Linear(nn.Module):
+    """Two logits: 0, and the sum of weight * darkness (the value below white, in units of 1/255) of the red channel."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        darkness = 255 - images.denormalise(x)[..., 0].float()
+        score = (self.weight * darkness).sum((1, 2))
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+
+class Small(nn.Module):
+    """A residual network in little: BatchNorm, one in-place ReLU used three times, a skip, a last stage, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer4 = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), self.relu)
+        self.fc = nn.Linear(16, 6)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)) + x)
+        return self.fc(self.layer4(x).mean((2, 3)))
+
+
+def small():
+    torch.manual_seed(0)
+    return trained(Small())
+
+
+def trained(model):
+    """Statistics and scales that are not 0 and 1, as a trained network has them."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+    return model
+
+
+def pictures(count=3, size=64, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+    return images.normalise(values).to(dtype)
+
+
+def snapshot(model):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    return state, [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+
+
+def assert_untouched(model, before):
+    state, modes, flags = snapshot(model)
+    assert all(torch.equal(state[name], value) for name, value in before[0].items())
+    assert (modes, flags) == before[1:]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# --- the guided rule --------------------------------------------------------------------------------------------------
+
+
+def test_guided_rule_by_hand():
+    x = torch.tensor([[-1.0, 2.0, 3.0, 0.0]], requires_grad=True)
+    saliency.GuidedReLU.apply(x, False).backward(torch.tensor([[5.0, 5.0, -5.0, 5.0]]))
+    assert x.grad.tolist() == [[0, 5, 0, 0]]  # x negative; both positive; gradient negative; x zero
+
+
+def test_toy_network_by_hand():
+    """4x4 pixels; two 1x1 filters, +1 and -1; ReLU; the head adds filter 0 on the left and takes filter 1 off."""
+    first, head = nn.Conv2d(3, 2, 1, bias=False), nn.Linear(32, 1, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])[:, :, None, None])
+        left = torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(4, 1)
+        head.weight.copy_(torch.stack([left, -torch.ones(4, 4)]).reshape(1, 32))
+    model = nn.Sequential(first, nn.ReLU(inplace=True), nn.Flatten(), head)
+    red = torch.tensor([[1.0, -1, 1, -1], [2, 2, 2, 2], [-1, -1, -1, -1], [0, 1, 0, 1]])
+    pixels = torch.stack([red, torch.ones(4, 4), torch.ones(4, 4)])[None]
+    # filter 0 fires where red > 0 and counts on the left; filter 1 fires where red < 0, and its gradient is negative
+    guided = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
+    plain = torch.tensor([[1.0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]])
+    for method, expected in ((saliency.guided_backprop, guided), (saliency.gradient, plain)):
+        maps = method(model, pixels)
+        assert torch.equal(maps[0, 0], expected)
+        assert not maps[0, 1:].any()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: trained(torchvision.models.resnet18(num_classes=6)), lambda: torchvision.models.vgg11(num_classes=6)],
+    ids=["resnet18", "vgg11"],
+)
+def test_equals_captum(build):
+    torch.manual_seed(0)
+    model = build().double().eval()
+    pixels, targets = pictures(2, dtype=torch.float64), torch.tensor([4, 1])
+    ours = saliency.guided_backprop(model, pixels, targets)
+    theirs = GuidedBackprop(model).attribute(pixels.clone().requires_grad_(), target=targets)
+    assert theirs.norm() > 0
+    assert (ours - theirs).norm() <= 1e-8 * theirs.norm()
+    assert (ours - saliency.gradient(model, pixels, targets)).norm() > 0.1 * theirs.norm()
+
+
+def test_functional_relus_are_guided():
+    torch.manual_seed(0)
+    model = Functional().double()
+    pixels = pictures(2, 24, torch.float64)
+    targets = torch.tensor([0, 3])
+    with saliency.guided_relus(model) as mode:
+        model(pixels)
+    assert mode.calls == 8
+    ours = saliency.guided_backprop(model, pixels, targets)
+    theirs = GuidedBackprop(model.as_modules()).attribute(pixels.clone().requires_grad_(), target=targets)
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=0)
+    assert (ours - saliency.gradient(model, pixels, targets)).norm() > 0.1 * ours.norm()
+
+
+def test_outside_the_context_relu_is_plain():
+    with saliency.guided_relus(nn.ReLU()):
+        nn.ReLU()(torch.ones(1))
+    x = torch.ones(1, requires_grad=True)
+    torch.relu(x).backward(torch.tensor([-1.0]))
+    assert x.grad.tolist() == [-1]
+
+
+def test_forward_pass_is_unchanged():
+    model = small().eval()
+    pixels = pictures()
+    with saliency.guided_relus(model) as mode:
+        guided = model(pixels)
+    assert mode.calls == 3
+    assert torch.equal(guided, model(pixels))
+
+
+def test_predicted_class_is_the_default_target():
+    model, pixels = small().eval(), pictures()
+    predicted = model(pixels).argmax(1)
+    for method in (saliency.guided_backprop, saliency.gradient, saliency.grad_cam):
+        assert torch.equal(method(model, pixels), method(model, pixels, predicted))
+        assert not torch.equal(method(model, pixels), method(model, pixels, (predicted + 1) % 6))
+
+
+def test_batch_equals_one_by_one():
+    model, pixels = small().double(), pictures(4, dtype=torch.float64)
+    targets = torch.tensor([0, 2, 2, 5])
+    for method in (saliency.guided_backprop, saliency.gradient, saliency.grad_cam):
+        singly = [method(model, pixels[i : i + 1], targets[i : i + 1]) for i in range(4)]
+        torch.testing.assert_close(method(model, pixels, targets), torch.cat(singly))
+
+
+# --- nothing is left behind -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [saliency.guided_backprop, saliency.gradient, saliency.grad_cam])
+def test_model_is_left_as_it_was(method):
+    model = small().train()
+    model.bn2.eval()  # modes and flags may be mixed
+    model.conv1.weight.requires_grad_(False)
+    before, pixels = snapshot(model), pictures()
+    with torch.no_grad():
+        inside = method(model, pixels)
+    assert_untouched(model, before)
+    assert torch.equal(pixels, pictures())
+    assert not pixels.requires_grad
+    assert torch.equal(inside, method(copy.deepcopy(model).eval(), pixels))  # eval() decides, not the mode it came in
+
+
+def test_model_is_left_as_it_was_after_an_exception():
+    model = small().train()
+    before = snapshot(model)
+
+    def fail(*_):
+        raise RuntimeError("inside")
+
+    handle = model.fc.register_forward_hook(fail)
+    for method in (saliency.guided_backprop, saliency.gradient, saliency.grad_cam):
+        with pytest.raises(RuntimeError, match="inside"):
+            method(model, pictures())
+    handle.remove()
+    assert_untouched(model, before)
+    x = torch.ones(1, requires_grad=True)
+    torch.relu(x).backward(torch.tensor([-1.0]))
+    assert x.grad.tolist() == [-1]  # the mode is off again
+
+
+def test_works_where_gradients_are_off():
+    model = small()
+    with torch.inference_mode():
+        pixels = pictures()
+        maps = saliency.guided_backprop(model, pixels)
+    assert torch.equal(maps, saliency.guided_backprop(model, pictures()))
+
+
+def test_first_layer_in_place_does_not_change_the_pixels():
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 2))
+    pixels = pictures(1, 2)
+    saliency.guided_backprop(model, pixels)
+    assert torch.equal(pixels, pictures(1, 2))
+
+
+def test_refuses_a_model_without_relu_and_a_compiled_one():
+    gelu = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(InputError, match="no ReLU call in Sequential"):
+        saliency.guided_backprop(gelu, pictures(1, 8))
+    assert saliency.gradient(gelu, pictures(1, 8)).any()
+    relu = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+    with pytest.raises(InputError, match="compiled"):
+        saliency.guided_backprop(torch.compile(relu), pictures(1, 8))
+    relu[0].compile()
+    with pytest.raises(InputError, match="compiled"):
+        saliency.guided_backprop(relu, pictures(1, 8))
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+
+def test_magnitude_adds_the_channels():
+    maps = torch.tensor([1.0, -2.0, 0.5])[None, :, None, None]
+    assert saliency.magnitude(maps).tolist() == [[[3.5]]]
+
+
+def test_sobel_by_hand():
+    """A vertical edge from 0 to 255: (1 + 2 + 1) / 8 of a grey value on both sides of it; a flat picture has none."""
+    values = np.zeros((2, 4, 4, 3), np.uint8)
+    values[0, :, 2:] = 255
+    edges = saliency.sobel(images.normalise(torch.from_numpy(values)))
+    expected = torch.tensor([0, 0.5, 0.5, 0]).repeat(4, 1)
+    torch.testing.assert_close(edges, torch.stack([expected, torch.zeros(4, 4)]), atol=1e-6, rtol=0)
+
+
+def test_foreground_is_what_is_not_near_white():
+    values = torch.tensor([[255, 255, 255], [240, 240, 240], [255, 255, 239], [0, 0, 0]], dtype=torch.uint8)
+    mask = saliency.foreground(images.normalise(values[None, None]))
+    assert mask.tolist() == [[[False, False, True, True]]]
+
+
+def test_photo_masks_refuse_small_pictures_and_find_no_face_in_noise():
+    with pytest.raises(InputError, match="112"):
+        saliency.photo_masks(np.zeros((1, 80, 60, 3), np.uint8), torch.zeros(1, 3, 80, 60))
+    pixels = pictures(1, 112)
+    masks = saliency.photo_masks(images.denormalise(pixels).numpy(), pixels)
+    assert torch.equal(masks == saliency.REST, saliency.foreground(pixels))
+
+
+# --- averages ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_streaming_averages_equal_direct_ones(unit):
+    model, pixels = small().double(), pictures(30, 32, torch.float64)
+    model.fc.weight.data.mul_(30)  # several classes are predicted
+    batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in pixels.split(7)]  # the last has two
+    averages = saliency.class_averages(model, batches, unit=unit)
+    predicted = model.eval()(pixels).argmax(1)
+    maps = saliency.guided_backprop(model, pixels)
+    size = saliency.magnitude(maps)
+    if unit:
+        maps, size = maps / size.mean((1, 2))[:, None, None, None], size / size.mean((1, 2))[:, None, None]
+    assert averages.count.tolist() == predicted.bincount(minlength=6).tolist()
+    assert (averages.count > 1).sum() > 1
+    for k in range(6):
+        if not (of := predicted == k).any():
+            assert averages.magnitude[k].isnan().all()
+            continue
+        torch.testing.assert_close(averages.signed[k], maps[of].mean(0))
+        torch.testing.assert_close(averages.magnitude[k], size[of].mean(0))
+        error = size[of].std(0) / of.sum().sqrt()
+        torch.testing.assert_close(averages.standard_error[k], error, equal_nan=True, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(averages.image[k], pixels[of].mean(0))
+        torch.testing.assert_close(averages.edges[k], saliency.sobel(pixels)[of].mean(0))
+
+
+def test_averages_of_nothing_are_refused():
+    with pytest.raises(InputError, match="at least one batch"):
+        saliency.class_averages(small(), [])
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_similarity_by_hand_and_against_scipy():
+    a = torch.tensor([[[1.0, 2.0], [3.0, 99.0]]])
+    mask = torch.tensor([[[True, True], [True, False]]])
+    # ranks 1 2 3 against 2 1 3: 1 - 6 * (1 + 1 + 0) / (3 * 8) = 0.5; the fourth pixel is not looked at
+    assert saliency.similarity(a, torch.tensor([[[5.0, 4.0], [6.0, -1.0]]]), mask).tolist() == pytest.approx([0.5])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 9, (2, 8, 8), generator=generator)  # ties
+    y = torch.rand(2, 8, 8, generator=generator)
+    inside = torch.rand(2, 8, 8, generator=generator) < 0.7
+    expected = [spearmanr(x[i][inside[i]], y[i][inside[i]]).statistic for i in range(2)]
+    assert saliency.similarity(x, y, inside).tolist() == pytest.approx(expected)
+    assert saliency.similarity(torch.ones(1, 2, 2), a, mask).isnan().all()
+
+
+@pytest.mark.parametrize("head_only", [False, True])
+def test_randomised_changes_the_weights_named_and_brings_them_back(head_only):
+    model = small()
+    before = snapshot(model)
+    state = torch.random.get_rng_state()
+    with saliency.randomised(model, seed=3, head_only=head_only):
+        drawn = {name: value.clone() for name, value in model.state_dict().items()}
+        assert torch.equal(torch.random.get_rng_state(), state)
+    changed = {name for name, value in drawn.items() if not torch.equal(value, before[0][name])}
+    head = {"fc.weight", "fc.bias"}
+    weights = {name for name, p in model.named_parameters() if p.dim() > 1} | {"fc.bias"}
+    assert changed == head if head_only else changed >= weights
+    assert_untouched(model, before)
+    with saliency.randomised(model, seed=3, head_only=head_only):
+        assert all(torch.equal(value, drawn[name]) for name, value in model.state_dict().items())
+    with saliency.randomised(model, seed=4, head_only=head_only):
+        assert not torch.equal(model.fc.weight, drawn["fc.weight"])
+
+
+def test_randomised_brings_the_weights_back_after_an_exception():
+    model = small()
+    before = snapshot(model)
+
+    def fail():
+        with saliency.randomised(model):
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert_untouched(model, before)
+
+
+def test_deletion_and_insertion_by_hand():
+    """A black 1x4 picture: removing a pixel takes its weight off the logit, putting it in adds it."""
+    weight = torch.tensor([[3.0, 0.0, 1.0, 0.0]]) / 255
+    pixels = images.normalise(torch.zeros(1, 1, 4, 3, dtype=torch.uint8))
+    ranking = torch.tensor([[[9.0, 1.0, 5.0, 0.0]]])  # the order 0, 2, 1, 3
+    result = saliency.deletion_insertion(Linear(weight), pixels, torch.tensor([1]), ranking, steps=4)
+    expected = torch.tensor([[4.0, 1, 0, 0, 0], [0, 3, 4, 4, 4]], dtype=torch.float64).sigmoid()
+    torch.testing.assert_close(torch.cat([result["deletion"], result["insertion"]]), expected, rtol=1e-5, atol=0)
+    assert result["fractions"].tolist() == [0, 0.25, 0.5, 0.75, 1]
+    areas = (expected[:, :-1] + expected[:, 1:]).sum(1) / 8  # four trapezoids of width 1/4
+    torch.testing.assert_close(torch.cat([result["deletion_auc"], result["insertion_auc"]]), areas, rtol=1e-5, atol=0)
+
+
+def test_deletion_fills():
+    pixels = pictures(2, 16)
+    model, ranking = small().eval(), torch.rand(2, 16, 16)
+    targets = torch.tensor([0, 1])
+    ends = {
+        fill: saliency.deletion_insertion(model, pixels, targets, ranking, steps=1, fill=fill)["deletion"]
+        for fill in ("white", "blurred")
+    }
+    white = model(images.normalise(torch.full((1, 16, 16, 3), 255, dtype=torch.uint8))).softmax(1)[0, :2].double()
+    torch.testing.assert_close(ends["white"][:, 1], white, rtol=1e-4, atol=0)
+    assert torch.equal(ends["white"][:, 0], ends["blurred"][:, 0])  # nothing removed yet
+    assert not torch.equal(ends["white"][:, 1], ends["blurred"][:, 1])
+    with pytest.raises(InputError, match="white or blurred"):
+        saliency.deletion_insertion(model, pixels, targets, ranking, fill="black")
+
+
+def test_mass_share_by_hand():
+    masks = torch.tensor([[[0, 1], [3, 3]], [[0, 0], [0, 0]]], dtype=torch.uint8)
+    maps = torch.tensor([[[50.0, 2.0], [1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    mass, area = saliency.mass_share(maps, masks, 1)
+    assert mass[0] == 0.5  # 2 of 4: the background's 50 do not count
+    assert area[0] == pytest.approx(1 / 3)
+    assert mass[1].isnan()
+    assert area[1].isnan()
+
+
+def test_density_ratio_by_hand():
+    """Half of the mass on a fifth of the area: odds 1 against 1/4, four times as dense."""
+    ratio, (low, high) = saliency.density_ratio([0.4, 0.6], [0.3, 0.1])
+    assert ratio == pytest.approx(4)
+    assert low < 4 < high
+    assert saliency.density_ratio([0.5, 0.5], [0.5, 0.5]) == (1, [1, 1])
+
+
+def test_mean_interval_by_hand():
+    """1, 2, 3: standard error 1 / sqrt(3), two degrees of freedom: 4.303 of them."""
+    mean, interval, count = saliency.mean_interval([1, 2, 3, float("nan")])
+    assert (mean, count) == (2, 3)
+    assert interval == pytest.approx([2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-4)
