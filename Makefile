@@ -42,22 +42,21 @@ lab: .venv/.installed ## open the course in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 bench: .venv/.installed ## run every benchmark; results go to benchmarks/results
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@$(foreach file,$(wildcard benchmarks/*.py),echo "== $(file)" && $(BIN)/python $(file) &&) echo "results: benchmarks/results"
 
 experiments: .venv/.installed ## run the long comparisons, resumable; results go to benchmarks/results
-	@for file in benchmarks/experiments/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@$(foreach file,$(wildcard benchmarks/experiments/*.py),echo "== $(file)" && $(BIN)/python $(file) &&) echo "results: benchmarks/results"
 
 clean: ## remove what was built for PROFILE
 	rm -rf '$(OUT)'
 
 # --- set-up ------------------------------------------------------------------------------------------------------------
 
-# TORCH_INDEX: address of another package index for torch and torchvision, which must come from the same one.
+# TORCH_INDEX: address of a package index with other builds of torch and torchvision (CPU only); both come from it.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, found {v}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(if $(TORCH_INDEX),$(BIN)/pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
-	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test]'
 	@touch $@
 
 # Looks at profile, parameter names and source before the first chapter runs: a mistake costs a second.

@@ -12,6 +12,7 @@ Measured: MEASURED
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,7 +177,7 @@ def fit(
     log = _resume(checkpoint, recipe, networks, updates)
     final = networks["average"].module if ema else networks["generator"]
     pictures = torch.from_numpy(train.images[train.rows]).to(device)  # (N, 64, 64, 3) uint8: 12 KB a picture
-    shown = {round(epoch) for epoch in np.geomspace(1, epochs, SNAPSHOTS)}  # most changes at the beginning
+    shown = {math.ceil(epochs * (i / SNAPSHOTS) ** 2) for i in range(1, SNAPSHOTS + 1)}  # most changes are early
     for epoch in runtime.progress(range(len(log["records"]) + 1, epochs + 1), "DCGAN", unit="epoch"):
         started = time.perf_counter()
         batches = _batches(pictures, batch_size, epoch, seed, flip)

@@ -199,3 +199,156 @@ def recall_intervals(recall: Sequence[float], intervals: Sequence[Sequence[float
     ax.invert_yaxis()
     ax.set_xlabel("recall (share of the class that is found), 95 % interval")
     return figure
+
+
+# --- chapters 3 and 4: saliency ---------------------------------------------------------------------------------------
+
+
+@styled
+def map_rows(rows: dict[str, Sequence[np.ndarray]], titles: Sequence[str] = ()) -> Figure:
+    """Rows of pictures and maps of them, a label before each row and a title over each column.
+
+    uint8 (H, W, 3): a picture. float (3, H, W): a signed map, grey where it is zero, lighter channels where positive.
+    float (H, W): a magnitude, darker is more; or with negative values, blue to red around zero. Magnitudes and
+    signed maps are scaled each by its own 99.5th percentile; None stays empty.
+    """
+    columns = max(len(row) for row in rows.values())
+    shape = next(value.shape for row in rows.values() for value in row if value is not None and value.dtype == np.uint8)
+    cell = 6.4 / columns
+    figure, axes = subplots(len(rows), columns, size=(7, len(rows) * cell * shape[0] / shape[1] + 0.35))
+    for i, (label, row) in enumerate(rows.items()):
+        for ax, value in zip(axes[i], row, strict=False):
+            ax.set_xticks([]), ax.set_yticks([])
+            if value is not None:
+                ax.imshow(**_shown(np.asarray(value)))
+        axes[i, 0].set_ylabel(label, fontsize=8)
+    for ax in axes.flat:
+        ax.spines[:].set_visible(False)
+        ax.grid(False)
+    for ax, title in zip(axes[0], titles, strict=False):
+        ax.set_title(title, fontsize=7)
+    return figure
+
+
+def _shown(value: np.ndarray) -> dict:
+    """What imshow needs for a picture, a signed map of three channels, a magnitude or a difference."""
+    if value.dtype == np.uint8:
+        return {"X": value}
+    limit = float(np.nanpercentile(np.abs(value), 99.5)) if np.isfinite(value).any() else 1.0
+    limit = limit or 1.0
+    if value.ndim == 3:
+        return {"X": np.clip(0.5 + np.nan_to_num(value).transpose(1, 2, 0) / (2 * limit), 0, 1)}
+    if np.nanmin(value, initial=0) < 0:
+        return {"X": value, "cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    return {"X": value, "cmap": "Greys", "vmin": 0, "vmax": limit}
+
+
+@styled
+def scores(series: dict[str, dict[str, tuple]], xlabel: str, reference: float | None = None) -> Figure:
+    """Means with 95 % intervals: `series` maps a legend entry to {row: (mean, [low, high])}; one marker a series."""
+    names = list(dict.fromkeys(name for values in series.values() for name in values))
+    figure, axes = subplots(size=(7, 0.7 + 0.15 * len(names) * (len(series) + 1)))
+    ax = axes[0, 0]
+    for i, (label, values) in enumerate(series.items()):
+        shift = (i - (len(series) - 1) / 2) * 0.8 / len(series)
+        heights = [names.index(name) + shift for name in values]
+        means = np.array([value[0] for value in values.values()])
+        reach = np.abs(np.array([value[1] for value in values.values()]).T - means)
+        ax.errorbar(means, heights, xerr=reach, fmt="osD^vP"[i], color=COLOURS[i], label=label, capsize=2, markersize=5)
+    ax.axvline(reference if reference is not None else 0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set_xlabel(xlabel)
+    if len(series) > 1:
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+@styled
+def faithfulness_curves(fractions: Sequence[float], curves: dict[str, tuple[Sequence, Sequence]]) -> Figure:
+    """Deletion (left) and insertion (right): probability of the target over the share of pixels, one line an order."""
+    figure, axes = subplots(1, 2, size=(7, 3.4), sharey=True)
+    titles = ("deletion: pixels taken away", "insertion: pixels put in")
+    for side, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
+        for i, (name, pair) in enumerate(curves.items()):
+            style = {"color": COLOURS[i % 6], "marker": "osD^vP"[i % 6], "linestyle": ("-", "--", ":")[i % 3]}
+            ax.plot(fractions, pair[side], label=name, markersize=4, linewidth=1.2, **style)
+        ax.set_xlabel("share of the pixels")
+        ax.set_title(title, fontsize=9)
+    axes[0, 0].set_ylabel("mean probability of the class")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+# --- chapter 5: DCGAN -------------------------------------------------------------------------------------------------
+
+
+@styled
+def picture_strips(rows: dict[str, np.ndarray], titles: Sequence[str] = ()) -> Figure:
+    """Rows of pictures, each uint8 (N, H, W, 3), a label before each row; titles over the columns where given."""
+    count, height, width = max(len(row) for row in rows.values()), *next(iter(rows.values())).shape[1:3]
+    gap = max(1, width // 24)
+    inches = 6 / (count * (width + gap))  # of one pixel
+    figure, axes = subplots(len(rows), 1, size=(7, len(rows) * (height * inches + 0.06) + 0.3 * bool(titles)))
+    for ax, (label, row) in zip(axes[:, 0], rows.items(), strict=True):
+        strip = np.full((height, count * (width + gap) - gap, 3), 255, np.uint8)
+        for i, pixels in enumerate(row):
+            strip[:, i * (width + gap) : i * (width + gap) + width] = pixels
+        ax.imshow(strip)  # one picture a row: a hundred axes would take seconds
+        ax.set_xticks([]), ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+        ax.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
+    if titles:
+        places = [i * (width + gap) + width / 2 for i in range(len(titles))]
+        axes[0, 0].set_xticks(places, titles, fontsize=7)
+        axes[0, 0].tick_params(length=0, labeltop=True, labelbottom=False)
+    return figure
+
+
+@styled
+def gan_curves(histories: dict[str, Sequence[dict]], smooth: int = 1) -> Figure:
+    """A row per class: losses (left) and mean scores D(x), D(G(z)) (right) over the steps of `dcgan.fit`.
+
+    smooth: length of a running mean in steps, drawn over the pale raw values.
+    """
+    figure, axes = subplots(len(histories), 2, size=(7, 0.5 + 2.1 * len(histories)), sharex="col")
+    pairs = (("discriminator_loss", "generator_loss"), ("real_score", "fake_score"))
+    names = (("discriminator", "generator"), ("D(x), real", "D(G(z)), generated"))
+    for row, (title, history) in zip(axes, histories.items(), strict=True):
+        for ax, keys, labels in zip(row, pairs, names, strict=True):
+            for key, label, colour, line in zip(keys, labels, COLOURS, ("-", "--"), strict=False):
+                values = np.array([record[key] for record in history])
+                window = min(smooth, len(values))
+                ax.plot(np.arange(1, len(values) + 1), values, color=colour, alpha=0.25, linewidth=0.6)
+                mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
+                ax.plot(np.arange(window, len(values) + 1), mean, line, color=colour, label=label)
+        row[0].set(title=title, ylabel="loss (nats)", ylim=(0, None))
+        row[1].set(title=title, ylabel="mean score", ylim=(0, 1))
+        row[1].axhline(0.5, color="black", linewidth=0.6)
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
+    for ax in axes[0]:
+        ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+@styled
+def generator_slopes(score: Sequence[float], slopes: dict[str, Sequence[float]]) -> Figure:
+    """Size of the slope of each generator loss in the logit, over the score D(G(z))."""
+    figure, axes = subplots(size=(5.5, 2.8))
+    ax = axes[0, 0]
+    for (name, values), line in zip(slopes.items(), ("-", "--"), strict=False):
+        ax.plot(score, values, line, label=name)
+    ax.set(xlabel="score D(G(z)) of a generated picture", ylabel="size of the slope", xlim=(0, 1), ylim=(0, None))
+    ax.legend(frameon=False)
+    return figure
+
+
+@styled
+def not_measured(reason: str) -> Figure:
+    """A figure that says why there is none: its place and number in the book stay."""
+    figure, axes = subplots(size=(7, 0.8))
+    axes[0, 0].text(0.5, 0.5, f"not measured here: {reason}", ha="center", va="center", fontsize=9, wrap=True)
+    axes[0, 0].set_axis_off()
+    return figure

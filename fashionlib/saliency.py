@@ -139,6 +139,17 @@ def grad_cam(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor | Non
     return F.interpolate(maps.detach(), pixels.shape[2:], mode="bilinear")
 
 
+def in_batches(
+    method: Callable[..., torch.Tensor], model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, batch_size: int
+) -> torch.Tensor:
+    """`method` on many pictures (N, 3, H, W), a few at a time, so that the activations fit into memory.
+
+    Taught in: chapter 3.
+    """
+    parts = zip(pixels.split(batch_size), targets.split(batch_size), strict=True)
+    return torch.cat([method(model, part, wanted) for part, wanted in parts])
+
+
 # --- maps -------------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +182,17 @@ def foreground(pixels: torch.Tensor) -> torch.Tensor:
     inside, and a coloured background counts as foreground. Taught in: chapter 3.
     """
     return images.denormalise(pixels).amin(3) < NEAR_WHITE
+
+
+def outline_masks(inside: torch.Tensor, width: int) -> torch.Tensor:
+    """The outline of a foreground (bool, B, H, W) as a band: uint8, 1 within `width` pixels, 3 further in, else 0.
+
+    A foreground that is cut by the edge of the picture has no outline there. Taught in: chapter 3.
+    """
+    mask = inside.float()[:, None]
+    window = {"kernel_size": 2 * width + 1, "stride": 1, "padding": width}
+    grown, shrunk = F.max_pool2d(mask, **window) > 0, -F.max_pool2d(-mask, **window) > 0
+    return (grown.to(torch.uint8) + 2 * shrunk.to(torch.uint8))[:, 0]
 
 
 def photo_masks(pictures: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
@@ -325,6 +347,7 @@ def deletion_insertion(
     *,
     steps: int = 10,
     fill: str = "white",
+    batch_size: int = 64,
 ) -> dict[str, torch.Tensor]:
     """Probability of the target while pixels are removed, or put in, in the order of a map (Petsiuk et al. 2018).
 
@@ -343,7 +366,8 @@ def deletion_insertion(
         for fraction in fractions:
             chosen = rank < round(float(fraction) * count)
             both = torch.cat([torch.where(chosen, filled, pixels), torch.where(chosen, pixels, filled)])
-            probabilities = model(both).softmax(1).gather(1, torch.cat([targets, targets])[:, None])
+            logits = torch.cat([model(part) for part in both.split(batch_size)])
+            probabilities = logits.float().softmax(1).gather(1, torch.cat([targets, targets])[:, None])
             curves.append(probabilities.view(2, -1))
     deletion, insertion = torch.stack(curves, dim=2).double().cpu()  # (B, S + 1) each
     curves = {"deletion": deletion, "insertion": insertion}

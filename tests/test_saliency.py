@@ -132,6 +132,7 @@ def test_toy_network_by_hand():
         assert not maps[0, 1:].any()
 
 
+@pytest.mark.filterwarnings("ignore:Setting backward hooks")
 @pytest.mark.parametrize(
     "build",
     [lambda: trained(torchvision.models.resnet18(num_classes=6)), lambda: torchvision.models.vgg11(num_classes=6)],
@@ -148,6 +149,7 @@ def test_equals_captum(build):
     assert (ours - saliency.gradient(model, pixels, targets)).norm() > 0.1 * theirs.norm()
 
 
+@pytest.mark.filterwarnings("ignore:Setting backward hooks")
 def test_functional_relus_are_guided():
     torch.manual_seed(0)
     model = Functional().double()
@@ -281,6 +283,26 @@ def test_foreground_is_what_is_not_near_white():
     assert mask.tolist() == [[[False, False, True, True]]]
 
 
+def test_outline_by_hand():
+    """A 4x3 block that the lower edge cuts: the band is one pixel on both sides of the outline, not at the edge."""
+    inside = torch.zeros(1, 6, 7, dtype=torch.bool)
+    inside[0, 2:, 2:5] = True
+    expected = """0000000
+                  0111110
+                  0111110
+                  0113110
+                  0113110
+                  0113110"""
+    rows = [[int(value) for value in row.strip()] for row in expected.splitlines()]
+    assert saliency.outline_masks(inside, 1)[0].tolist() == rows
+
+
+def test_in_batches_equals_at_once():
+    model, pixels, targets = small().double(), pictures(5, 16, torch.float64), torch.tensor([0, 1, 2, 3, 4])
+    maps = saliency.in_batches(saliency.gradient, model, pixels, targets, 2)
+    torch.testing.assert_close(maps, saliency.gradient(model, pixels, targets))
+
+
 def test_photo_masks_refuse_small_pictures_and_find_no_face_in_noise():
     with pytest.raises(InputError, match="112"):
         saliency.photo_masks(np.zeros((1, 80, 60, 3), np.uint8), torch.zeros(1, 3, 80, 60))
@@ -295,7 +317,7 @@ def test_photo_masks_refuse_small_pictures_and_find_no_face_in_noise():
 @pytest.mark.parametrize("unit", [True, False])
 def test_streaming_averages_equal_direct_ones(unit):
     model, pixels = small().double(), pictures(30, 32, torch.float64)
-    model.fc.weight.data.mul_(30)  # several classes are predicted
+    model.fc.bias.data -= model.eval()(pixels).mean(0)  # several classes are predicted
     batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in pixels.split(7)]  # the last has two
     averages = saliency.class_averages(model, batches, unit=unit)
     predicted = model.eval()(pixels).argmax(1)

@@ -1,0 +1,69 @@
+"""What several test files share: tiny catalogues, and which tests this machine cannot run.
+
+A test marked `real_data` or `gpu` is deselected, counted and named at the end where its means are missing: a skipped
+test looks like a broken one, a silent one is forgotten.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fashionlib import catalogue, runtime
+
+DESELECTED = pytest.StashKey[dict[str, list[str]]]()
+
+
+def real_data_folder() -> Path | None:
+    """Folder with the real zips: the one that FASHION_REAL_DATA names, else ../shared/real beside the project."""
+    folder = Path(os.environ.get("FASHION_REAL_DATA") or runtime.project_root().parent / "shared" / "real")
+    return folder if (folder / "fashion-product-images-small.zip").is_file() else None
+
+
+def has_cuda() -> bool:
+    import torch  # only where a test asks: the import takes seconds
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config, items):
+    means = {"real_data": real_data_folder, "gpu": has_cuda}
+    missing = {}
+    for marker, available in means.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not available():
+            missing[marker] = [item.nodeid for item in marked]
+    config.stash[DESELECTED] = missing
+    names = {name for nodeids in missing.values() for name in nodeids}
+    if names:
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in names])
+        items[:] = [item for item in items if item.nodeid not in names]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for marker, names in config.stash.get(DESELECTED, {}).items():
+        terminalreporter.section(f"deselected: {marker} is not available on this machine")
+        for name in names:
+            terminalreporter.write_line(name)
+
+
+def solid(colour, size=(60, 80), *, mode="RGB", file_format="PNG", **options) -> bytes:
+    """A picture of one colour as the bytes of a file; PNG keeps the colour exactly. `size` is (width, height)."""
+    stream = io.BytesIO()
+    Image.new(mode, size, colour).save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+def csv_line(product, gender="Men", category="Apparel", name="Plain shirt") -> str:
+    return f"{product},{gender},{category},Topwear,Shirts,Blue,Fall,2011,Casual,{name}"
+
+
+def write_catalogue(folder: Path, lines: list[str], pictures: dict[int, bytes] | None = None) -> Path:
+    """A catalogue in Kaggle's layout; `pictures` maps an id to the bytes of its file."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "styles.csv").write_text("\n".join([",".join(catalogue.COLUMNS), *lines]) + "\n")
+    for product, data in (pictures or {}).items():
+        (folder / "images" / f"{product}.jpg").write_bytes(data)
+    return folder
