@@ -270,7 +270,7 @@ def read_profile(path: Path, defaults: dict) -> dict:
         kinds = (int, float) if isinstance(defaults[key], float) else type(defaults[key])
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(defaults[key], bool):
             raise InputError(
-                f"{name}: {key} must be a {type(defaults[key]).__name__} like {defaults[key]!r}, found {value!r}."
+                f"{name}: {key} must be of type {type(defaults[key]).__name__} like {defaults[key]!r}, found {value!r}."
             )
     return chosen
 

@@ -177,7 +177,7 @@ def fit(
     log = _resume(checkpoint, recipe, networks, updates)
     final = networks["average"].module if ema else networks["generator"]
     pictures = torch.from_numpy(train.images[train.rows]).to(device)  # (N, 64, 64, 3) uint8: 12 KB a picture
-    shown = {math.ceil(epochs * (i / SNAPSHOTS) ** 2) for i in range(1, SNAPSHOTS + 1)}  # most changes are early
+    shown = {math.ceil(epochs * (i / SNAPSHOTS) ** 1.5) for i in range(1, SNAPSHOTS + 1)}  # most changes are early
     for epoch in runtime.progress(range(len(log["records"]) + 1, epochs + 1), "DCGAN", unit="epoch"):
         started = time.perf_counter()
         batches = _batches(pictures, batch_size, epoch, seed, flip)

@@ -1,6 +1,6 @@
 """Pictures: decoded and resized once into memory-mapped uint8 arrays, then fed to a device in batches.
 
-    folder = images.prepare("synthetic", artifacts.folder("sample") / "prepared", sizes=[64, 96])
+    folder = images.prepare("fashion-product-images-small.zip", artifacts.folder("small") / "prepared", sizes=[64])
     prepared = images.load(folder)
     train = prepared.subset("train", 64)
     for pixels, labels in images.batches(train, batch_size=128, device=device, epoch=0, flip=True, crop=4): ...
@@ -98,17 +98,13 @@ def prepare(
 ) -> Path:
     """Decode every Men/Women product of `source` once, write each size, the index and the manifest into `folder`.
 
-    source: `synthetic` (drawn beside `folder`), or what `catalogue.open_source` takes. sizes: squares or (height,
+    source: what `catalogue.open_source` takes. sizes: squares or (height,
     width). workers: threads, -1 for one per core; joblib's Dask backend takes the same call to a cluster.
     A folder already prepared from the same source with the same settings is returned at once; an earlier result is
     replaced only by a finished one. A file that cannot be read is listed in the manifest and left out.
     Raises InputError for settings or a source that cannot be used. Taught in: chapter 1.
     """
     shapes = _shapes(sizes, fit)
-    if source == "synthetic":
-        from fashionlib import synthetic
-
-        source = synthetic.draw(folder.parent / f"synthetic-{synthetic.VERSION}-{seed}", seed=seed)
     opened = catalogue.open_source(source)
     settings = {"version": VERSION, "sizes": [size_name(shape) for shape in shapes], "fit": fit, "seed": seed}
     settings |= {"source": opened.path.name, "source_fingerprint": opened.fingerprint()}

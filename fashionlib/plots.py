@@ -328,8 +328,8 @@ def gan_curves(histories: dict[str, Sequence[dict]], smooth: int = 1) -> Figure:
         row[1].axhline(0.5, color="black", linewidth=0.6)
     for ax in axes[-1]:
         ax.set_xlabel("step")
-    for ax in axes[0]:
-        ax.legend(frameon=False, fontsize=8)
+    lines = [line for ax in axes[0] for line in ax.get_legend_handles_labels()[0]]
+    figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

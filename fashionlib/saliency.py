@@ -413,13 +413,15 @@ def density_ratio(mass: np.ndarray, area: np.ndarray, *, seed: int = 0) -> tuple
 
 
 def mean_interval(values: torch.Tensor | np.ndarray) -> tuple[float, list[float], int]:
-    """Mean, its 95 % interval by Student's t, and the number of values that are not NaN (at least two are needed).
+    """Mean, its 95 % interval by Student's t (1908), and the number of values that are not NaN.
 
-    Student 1908. Taught in: chapter 3.
+    Raises InputError for fewer than two values. Taught in: chapter 3.
     """
     from scipy.special import stdtrit
 
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
+    if len(values) < 2:
+        raise InputError(f"an interval needs at least two pictures, found {len(values)}: take more pictures.")
     reach = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), [float(values.mean() - reach), float(values.mean() + reach)], len(values)

@@ -136,11 +136,11 @@ ITEMS = {
 }
 
 # The drawings stand in drawings.txt, in a small language: `name: shape; shape; ...` (a name given again adds a
-# variant). Shapes are: area (a smooth outline; a point given twice is a corner), plate (a straight one), line (with its radius), oval (centre, half
-# axes), arc (radius; centre, half axes, from and to degrees), beads and dots (radius, count; on an arc, on a line), use
-# (another drawing). `*` completes the right half of an outline, `&` adds the mirror image. Then comes the paint (-30:
-# 30 % black, +30: 30 % white), and the points x,y: in widths of the picture, y down, from the middle of an item or of a
-# figure's shoulders.
+# variant). Shapes are: area (a smooth outline; a point given twice is a corner), plate (a straight one), line (with
+# its radius), oval (centre, half axes), arc (radius; centre, half axes, from and to degrees), beads and dots (radius,
+# count; on an arc, on a line), use (another drawing). `*` completes the right half of an outline, `&` adds the mirror
+# image. Then comes the paint (-30: 30 % black, +30: 30 % white), and the points x,y: in widths of the picture, y
+# down, from the middle of an item or of a figure's shoulders.
 DRAWINGS = Path(__file__).with_name("drawings.txt").read_text()
 
 

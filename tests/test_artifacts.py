@@ -209,8 +209,8 @@ def test_check_writes_the_parameters_of_every_chapter(project, build, tmp_path):
     [
         ("", ["--profile", "nonsense"], "PROFILE must be one of mine, sample; found 'nonsense'"),
         ("sized: [64]", ["--profile", "mine"], "has no parameter 'sized'; did you mean 'sizes'?"),
-        ("sizes: 64", ["--profile", "mine"], "sizes must be a list like [64, 96], found 64"),
-        ("seed: true", ["--profile", "mine"], "seed must be a int like 0, found True"),
+        ("sizes: 64", ["--profile", "mine"], "sizes must be of type list like [64, 96], found 64"),
+        ("seed: true", ["--profile", "mine"], "seed must be of type int like 0, found True"),
         ("sizes: [64", ["--profile", "mine"], "01_data_preparation.yml is not valid YAML"),
         ("- sizes", ["--profile", "mine"], "must hold lines `name: value`, found list"),
         ("", ["--profile", "mine", "--source", "missing.zip"], "source 'missing.zip' does not exist"),

@@ -57,11 +57,8 @@ def test_dependencies_are_the_modules_that_a_chapter_imports(tmp_path):
         while needed - seen:
             module = (needed - seen).pop()
             seen.add(module)
-            # artifacts reads a catalogue only in `check`, images draws one only for chapter 1
-            inner = modules[module] - {"artifacts": {"catalogue"}, "images": {"synthetic"}}.get(module, set())
-            needed |= inner
-        if notebook.stem.startswith("01"):
-            needed.add("synthetic")
+            # artifacts reads a catalogue only in `check`, which no chapter calls
+            needed |= modules[module] - ({"catalogue"} if module == "artifacts" else set())
         (rule,) = re.findall(rf"^\S*/sample/notebooks/{notebook.stem}\.ipynb: (.*)$", database, flags=re.MULTILINE)
         listed = set(re.findall(r"fashionlib/(\w+)\.py", rule))
         assert listed == needed, f"chapter {notebook.stem}: mend its line in the Makefile"

@@ -445,3 +445,5 @@ def test_mean_interval_by_hand():
     mean, interval, count = saliency.mean_interval([1, 2, 3, float("nan")])
     assert (mean, count) == (2, 3)
     assert interval == pytest.approx([2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-4)
+    with pytest.raises(InputError, match="at least two pictures, found 1"):
+        saliency.mean_interval([1, float("nan")])
