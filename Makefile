@@ -78,11 +78,11 @@ $(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $
 
 # To a temporary name, renamed on success: papermill leaves a newer, broken output where a cell fails.
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml
-	@mkdir -p $(@D) && rm -f $(@:.ipynb=.failed.ipynb)
+	@mkdir -p $(@D) && rm -f $(@D)/$*.failed.ipynb
 	@echo "== chapter $*"
-	@$(BIN)/papermill -k python3 -f $(OUT)/parameters/$*.yml $(if $(CI),--no-progress-bar) $< $@.part \
-	|| { mv $@.part $(@:.ipynb=.failed.ipynb); echo "kept: $(@:.ipynb=.failed.ipynb)" >&2; exit 1; }
-	@mv $@.part $@
+	@$(BIN)/papermill -k python3 -f $(OUT)/parameters/$*.yml $(if $(CI),--no-progress-bar) $< $(@D)/$*.part.ipynb \
+	|| { mv $(@D)/$*.part.ipynb $(@D)/$*.failed.ipynb; echo "kept: $(@D)/$*.failed.ipynb" >&2; exit 1; }
+	@mv $(@D)/$*.part.ipynb $@
 
 # --- the book ----------------------------------------------------------------------------------------------------------
 

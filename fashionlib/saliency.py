@@ -425,3 +425,9 @@ def mean_interval(values: torch.Tensor | np.ndarray) -> tuple[float, list[float]
         raise InputError(f"an interval needs at least two pictures, found {len(values)}: take more pictures.")
     reach = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), [float(values.mean() - reach), float(values.mean() + reach)], len(values)
+
+
+def interval_text(result: tuple, spec: str = ".2f") -> str:
+    """`0.21 (0.15 to 0.27)` for what `mean_interval` or `density_ratio` returned, in the format `spec`."""
+    mean, (low, high), *_ = result
+    return f"{mean:{spec}} ({low:{spec}} to {high:{spec}})"

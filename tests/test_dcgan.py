@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import linalg
 from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from fashionlib import artifacts, dcgan, images, runtime
 from fashionlib.images import ImageSet
@@ -254,7 +255,19 @@ def test_frechet_distance_against_the_formula():
     gap = real.mean(0) - generated.mean(0)
     root = linalg.sqrtm(covariances[0] @ covariances[1]).real
     expected = gap @ gap + np.trace(covariances[0] + covariances[1] - 2 * root)
-    assert dcgan.frechet_distance(torch.tensor(real), torch.tensor(generated)) == pytest.approx(expected, rel=1e-6)
+    assert dcgan.frechet_distance(torch.tensor(real), torch.tensor(generated)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [20, 200])  # fewer and more pictures than features
+def test_frechet_distance_equals_torchmetrics(count):
+    chance = torch.Generator().manual_seed(0)
+    real, generated = torch.randn(2, count, 50, generator=chance, dtype=torch.float64).relu()
+    extractor = nn.Identity()
+    extractor.num_features = 50
+    metric = FrechetInceptionDistance(feature=extractor)
+    metric.update(real, real=True)
+    metric.update(3 * generated, real=False)
+    assert dcgan.frechet_distance(real, 3 * generated) == pytest.approx(metric.compute().item(), rel=1e-6)
 
 
 def test_frechet_distance_with_fewer_pictures_than_features():

@@ -447,3 +447,4 @@ def test_mean_interval_by_hand():
     assert interval == pytest.approx([2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-4)
     with pytest.raises(InputError, match="at least two pictures, found 1"):
         saliency.mean_interval([1, float("nan")])
+    assert saliency.interval_text((0.214, [0.15, 0.268], 9), "+.2f") == "+0.21 (+0.15 to +0.27)"
