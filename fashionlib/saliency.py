@@ -256,7 +256,7 @@ def class_averages(
             scale = 1 / size.mean((1, 2)).clamp_min(torch.finfo(size.dtype).tiny)  # a map of zeros stays one
             maps, size = maps * scale[:, None, None, None], size * scale[:, None, None]
         votes = F.one_hot(predicted, logits.shape[1]).T  # (C, B)
-        parts = [_per_class(votes, values) for values in (maps, size, size.double() ** 2, pixels, sobel(pixels))]
+        parts = [_per_class(votes, values) for values in (maps, size, size.cpu().double() ** 2, pixels, sobel(pixels))]
         count = count + votes.sum(1)
         sums = parts if sums is None else [old + new for old, new in zip(sums, parts, strict=True)]
     if sums is None:
@@ -267,8 +267,8 @@ def class_averages(
 def _per_class(votes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Sums of values (B, ...) over the samples of each class, float64 (C, ...); Apple's MPS has no float64."""
     if values.device.type == "mps":
-        votes, values = votes.cpu(), values.cpu()
-    return torch.tensordot(votes.double(), values.double(), dims=1)
+        values = values.cpu()
+    return torch.tensordot(votes.to(values.device).double(), values.double(), dims=1).cpu()
 
 
 def _averages(count: torch.Tensor, sums: list[torch.Tensor]) -> ClassAverages:
@@ -298,6 +298,7 @@ def similarity(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Te
 def _centred_ranks(values: torch.Tensor) -> torch.Tensor:
     """Ranks of values (N,) minus their mean, equal values sharing the mean of theirs: float64 (N,)."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    inverse, counts = inverse.cpu(), counts.cpu()  # Apple's MPS has no float64
     ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]  # 1, 2, ..., N without ties
     return ranks - (len(values) + 1) / 2
 
@@ -369,7 +370,7 @@ def deletion_insertion(
             logits = torch.cat([model(part) for part in both.split(batch_size)])
             probabilities = logits.float().softmax(1).gather(1, torch.cat([targets, targets])[:, None])
             curves.append(probabilities.view(2, -1))
-    deletion, insertion = torch.stack(curves, dim=2).double().cpu()  # (B, S + 1) each
+    deletion, insertion = torch.stack(curves, dim=2).cpu().double()  # (B, S + 1) each
     curves = {"deletion": deletion, "insertion": insertion}
     areas = {f"{name}_auc": torch.trapezoid(curve, fractions) for name, curve in curves.items()}
     return {"fractions": fractions, **curves, **areas}
@@ -393,18 +394,19 @@ def mass_share(maps: torch.Tensor, masks: torch.Tensor, value: int) -> tuple[tor
     foreground. The second is what the first has to be compared with: a part of a third of the area holds a third of the
     saliency by chance. Taught in: chapter 4.
     """
+    masks, mass = masks.cpu(), maps.cpu().double()
     part, whole = (masks == value).double(), (masks > 0).double()
-    mass = maps.double().to(masks.device)
     return (mass * part).sum((1, 2)) / (mass * whole).sum((1, 2)), part.sum((1, 2)) / whole.sum((1, 2))
 
 
 def density_ratio(mass: np.ndarray, area: np.ndarray, *, seed: int = 0) -> tuple[float, list[float]]:
     """How many times as dense saliency is in a part as in the rest of the foreground, with a 95 % interval.
 
-    mass, area: shares of the part, one per picture, as `mass_share` gives them. The ratio of the mean shares' odds;
-    the interval is a percentile bootstrap over 2,000 draws of pictures (Efron 1979). Taught in: chapter 4.
+    mass, area: shares of the part, one per picture, as `mass_share` gives them; NaN is left out. The ratio of the
+    mean shares' odds; the interval is a percentile bootstrap over 2,000 draws of pictures (Efron 1979). Taught in: chapter 4.
     """
     shares = np.stack([np.asarray(mass, float), np.asarray(area, float)])  # (2, B)
+    shares = shares[:, ~np.isnan(shares).any(0)]  # a map without any mass, or a picture without foreground
     drawn = np.random.default_rng(seed).integers(shares.shape[1], size=(2000, shares.shape[1]))
     means = np.concatenate([shares.mean(1)[:, None], shares[:, drawn].mean(2)], axis=1)  # (2, 1 + 2000)
     odds = means / (1 - means)
@@ -431,3 +433,12 @@ def interval_text(result: tuple, spec: str = ".2f") -> str:
     """`0.21 (0.15 to 0.27)` for what `mean_interval` or `density_ratio` returned, in the format `spec`."""
     mean, (low, high), *_ = result
     return f"{mean:{spec}} ({low:{spec}} to {high:{spec}})"
+
+
+def side(interval: list[float], reference: float = 0.0) -> str:
+    """Where a 95 % interval lies: `above` or `below` the reference, or `undecided` where it holds the reference.
+
+    Taught in: chapter 3.
+    """
+    low, high = interval
+    return "above" if low > reference else "below" if high < reference else "undecided"

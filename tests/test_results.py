@@ -1,0 +1,33 @@
+"""The figures of the README are those of the committed results."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fashionlib import artifacts
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def small() -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / "small-cpu.json").read_text())
+
+
+def test_the_readme_quotes_the_real_run(small):
+    network = small["classifier"]
+    accuracy = [f"{100 * network['accuracy'][part]:.2f}" for part in ("train", "validation", "test")]
+    low, high = (f"{100 * bound:.2f}" for bound in network["test_accuracy_ci95"])
+    row = f"| `small` | {' | '.join(accuracy)} | {low} to {high} | {network['architecture']}"
+    assert row in (ROOT / "README.md").read_text()
+    assert f"{small['run']['date']}" in (ROOT / "README.md").read_text()
+
+
+def test_the_real_run_shows_the_facts_of_the_catalogue(small):
+    data = small["data"]
+    assert (data["rows"], data["malformed_rows"], data["images"], data["rows_without_image"]) == (44446, 22, 44072, 374)
+    assert (data["duplicate_groups"], data["duplicate_label_conflicts"]) == (371, 6)
+    assert sum(data["split_counts"].values()) == sum(data["class_counts"]) == data["products"]
+    assert small["classifier"]["accuracy"]["test"] >= 0.92
+    assert set(artifacts.METRICS_OF) <= small.keys()
