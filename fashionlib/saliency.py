@@ -403,7 +403,8 @@ def density_ratio(mass: np.ndarray, area: np.ndarray, *, seed: int = 0) -> tuple
     """How many times as dense saliency is in a part as in the rest of the foreground, with a 95 % interval.
 
     mass, area: shares of the part, one per picture, as `mass_share` gives them; NaN is left out. The ratio of the
-    mean shares' odds; the interval is a percentile bootstrap over 2,000 draws of pictures (Efron 1979). Taught in: chapter 4.
+    mean shares' odds; the interval is a percentile bootstrap over 2,000 draws of pictures (Efron 1979).
+    Taught in: chapter 4.
     """
     shares = np.stack([np.asarray(mass, float), np.asarray(area, float)])  # (2, B)
     shares = shares[:, ~np.isnan(shares).any(0)]  # a map without any mass, or a picture without foreground
