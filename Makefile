@@ -13,10 +13,14 @@ BIN := .venv/bin
 BUILD := $(or $(FASHION_BUILD),build)
 OUT := $(BUILD)/$(PROFILE)
 CHAPTERS := 01_data_preparation 02_resnet152 03_guided_backprop 04_average_saliency 05_dcgan 06_summary
+PROFILES := sample $(notdir $(wildcard profiles/*))
 EXECUTED := $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
+BENCHMARKS := $(wildcard benchmarks/*.py)
+EXPERIMENTS := $(wildcard benchmarks/experiments/*.py)
 BOOK := _config.yml _toc.yml index.md glossary.md references.bib
 
 export JUPYTER_PREFER_ENV_PATH := 1
+$(if $(word 2,$(BUILD)),$(error FASHION_BUILD must be a path without spaces, found "$(BUILD)"))
 .DELETE_ON_ERROR:
 .PHONY: help report notebooks test lab bench experiments clean check
 
@@ -42,13 +46,15 @@ lab: .venv/.installed ## open the course in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 bench: .venv/.installed ## run every benchmark; results go to benchmarks/results
-	@$(foreach file,$(wildcard benchmarks/*.py),echo "== $(file)" && $(BIN)/python $(file) &&) echo "results: benchmarks/results"
+	@$(if $(BENCHMARKS),,echo "no benchmark yet: a file benchmarks/<name>.py is one")
+	@$(foreach file,$(BENCHMARKS),echo "== $(file)" && $(BIN)/python $(file) &&) true
 
 experiments: .venv/.installed ## run the long comparisons, resumable; results go to benchmarks/results
-	@$(foreach file,$(wildcard benchmarks/experiments/*.py),echo "== $(file)" && $(BIN)/python $(file) &&) echo "results: benchmarks/results"
+	@$(if $(EXPERIMENTS),,echo "no experiment yet: a file benchmarks/experiments/<name>.py is one")
+	@$(foreach file,$(EXPERIMENTS),echo "== $(file)" && $(BIN)/python $(file) &&) true
 
 clean: ## remove what was built for PROFILE
-	rm -rf '$(OUT)'
+	$(if $(filter $(PROFILE),$(PROFILES)),rm -rf '$(OUT)',$(error PROFILE must be one of $(PROFILES), found "$(PROFILE)"))
 
 # --- set-up ------------------------------------------------------------------------------------------------------------
 

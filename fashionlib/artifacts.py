@@ -63,7 +63,8 @@ def require(run: str, name: str) -> Path:
 
 
 def _missing(what: str, run: str, chapter: str) -> str:
-    profile = f" -f profiles/{run}/{chapter}.yml" if (runtime.project_root() / "profiles" / run).is_dir() else ""
+    has_profile = (runtime.project_root() / "profiles" / run).is_dir()
+    profile = f" -f profiles/{run}/{chapter}.yml" if has_profile else "" if run == "sample" else f" -p run {run}"
     command = f"papermill notebooks/{chapter}.ipynb out.ipynb{profile}"
     return f"{what} of run {run!r} is missing: chapter {chapter} makes it. Run that notebook first, or: {command}"
 
@@ -71,22 +72,28 @@ def _missing(what: str, run: str, chapter: str) -> str:
 # --- metrics ------------------------------------------------------------------------------------------------------
 
 
-def update_metrics(run: str, chapter: str, values: dict) -> None:
-    """Put `values` under `chapter` in the run's metrics.json; other keys and chapters stay as they are.
+def update_metrics(run: str, chapter: str, values: dict, *, extend: bool = False) -> None:
+    """Replace the entry `chapter` in the run's metrics.json by `values`; other chapters' entries stay as they are.
+
+    extend: keep the keys of the entry that are not in `values` (chapter 4 adds to what chapter 3 has written).
 
     Plain numbers, strings, lists and dictionaries; arrays and tensors become lists. Raises ValueError for NaN.
+    Taught in: chapter 1.
     """
     from filelock import FileLock
 
     path = folder(run) / "metrics.json"
     with FileLock(f"{path}.lock"):
         metrics = json.loads(path.read_text()) if path.exists() else {}
-        metrics.setdefault(chapter, {}).update(values)
+        metrics[chapter] = (metrics.get(chapter, {}) if extend else {}) | values
         write_json(path, metrics)
 
 
 def read_metrics(run: str, *chapters: str) -> dict:
-    """The run's metrics.json, by chapter. Raises InputError where one of the named `chapters` has not run."""
+    """The run's metrics.json, by chapter. Raises InputError where one of the named `chapters` has not run.
+
+    Taught in: chapter 2.
+    """
     path = folder(run) / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
     for chapter in chapters:
@@ -114,13 +121,19 @@ def _plain(value: Any) -> Any:
 
 
 def save_weights(path: Path, model: torch.nn.Module, settings: dict) -> None:
-    """Write a model's weights to `path` (.safetensors) and its settings beside it (.json), each atomically."""
+    """Write a model's weights to `path` (.safetensors) and its settings beside it (.json), each atomically.
+
+    Taught in: chapter 2.
+    """
     save_checkpoint(path, dict(model.state_dict()), settings=settings)
     write_json(path.with_suffix(".json"), settings)
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> dict:
-    """Load weights that `save_weights` wrote into `model`; returns the settings. Raises InputError if damaged."""
+    """Load weights that `save_weights` wrote into `model`; returns the settings. Raises InputError if damaged.
+
+    Taught in: chapter 2.
+    """
     state, settings = read_checkpoint(path)
     try:
         model.load_state_dict(state)
@@ -134,6 +147,7 @@ def save_checkpoint(path: Path, state: dict, *, settings: dict) -> None:
 
     The plain values and `settings` travel as JSON in the file's header: no pickle is ever written or read.
     Tensors are made contiguous; `load_state_dict` and `restore_optimizer` bring their memory format back.
+    Taught in: chapter 2.
     """
     from safetensors.torch import save_file
 
@@ -149,7 +163,7 @@ def load_checkpoint(path: Path, *, settings: dict) -> dict | None:
     """The state that `save_checkpoint` wrote with the same settings; None where there is none to go on from.
 
     With other settings it says so, keeps the old file under another name and returns None.
-    Raises InputError for a damaged or foreign file.
+    Raises InputError for a damaged or foreign file. Taught in: chapter 2.
     """
     if not path.exists():
         return None
@@ -187,7 +201,11 @@ def _flatten(value: Any, name: str, tensors: dict) -> Any:
         tensors[name] = value.detach().cpu().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[key, _flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+        return {
+            "dict": [
+                [key, _flatten(item, f"{name}/{key}" if name else str(key), tensors)] for key, item in value.items()
+            ]
+        }
     if isinstance(value, list | tuple):
         return {"list": [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
     return {"plain": value}

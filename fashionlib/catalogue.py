@@ -41,7 +41,10 @@ KAGGLE = {
 
 @dataclass(frozen=True)
 class Source:
-    """A catalogue in a folder or in a zip: `read(name)` gives the bytes of a member, relative to the root."""
+    """A catalogue in a folder or in a zip: `read(name)` gives the bytes of a member, relative to the root.
+
+    Taught in: chapter 1.
+    """
 
     path: Path
     root: str  # the shallowest folder that holds styles.csv and images/, "" or ending in "/"
@@ -143,7 +146,7 @@ def _download(name: str) -> Path:
     if (target / ".complete").exists():
         return target
     try:
-        kagglehub.dataset_download(KAGGLE[name], output_dir=str(target))
+        kagglehub.dataset_download(KAGGLE[name], output_dir=str(target), force_download=True)
     except Exception as error:  # kagglehub passes on errors of requests, of its client and of zipfile
         raise InputError(
             f"{name} could not be downloaded ({type(error).__name__}). Check the network and ~/.kaggle/access_token, "
@@ -154,7 +157,7 @@ def _download(name: str) -> Path:
 
 
 def check_source(source: str) -> tuple[str, str]:
-    """The source as an absolute path (a name stays a name), and a comment with size and time for make's stamp.
+    """The source as an absolute path (a name stays a name), and a comment with its fingerprint for make's stamp.
 
     Raises InputError as `open_source` and `read_styles` do; a Kaggle name is not downloaded yet.
     """
@@ -162,8 +165,7 @@ def check_source(source: str) -> tuple[str, str]:
         return source, ""
     opened = open_source(source)
     read_styles(opened)
-    status = opened.path.stat()
-    return str(opened.path), f"# source: {status.st_size} bytes, changed {status.st_mtime_ns}\n"
+    return str(opened.path), f"# source: {opened.fingerprint()}\n"
 
 
 def read_styles(source: Source) -> tuple[pd.DataFrame, int]:
@@ -214,7 +216,10 @@ def duplicate_groups(ids: pd.Series, digests: pd.Series) -> pd.Series:
 
 
 def label_conflicts(index: pd.DataFrame) -> int:
-    """How many duplicate groups carry more than one class: a floor for any error rate."""
+    """How many duplicate groups carry more than one class: a floor for any error rate.
+
+    Taught in: chapter 1.
+    """
     return int((index.groupby("group")["label"].nunique() > 1).sum())
 
 

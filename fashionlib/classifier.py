@@ -11,12 +11,16 @@ Metrics are taken from all logits at once, never as a mean of batch means: the l
 from __future__ import annotations
 
 import math
+import pickle
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,6 +29,7 @@ from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet
 from fashionlib.runtime import InputError
 
+VERSION = 1  # of the training: raise it when the same settings would give other weights
 STEMS = ("imagenet", "small")
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("constant", "one-cycle")
@@ -47,7 +52,8 @@ def build(architecture: str, *, weights: str = "none", stem: str = "imagenet", c
     if architecture == "resnet10":
         model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=classes)
     elif architecture in torchvision.models.list_models(module=torchvision.models):
-        model = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
+        auxiliary = {"aux_logits": False, "init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(architecture, weights=None, num_classes=classes, **auxiliary)
     else:
         raise InputError(
             f"architecture {architecture!r} is not one of torchvision's: see torchvision.models.list_models()."
@@ -69,12 +75,16 @@ def _weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
         path = Path(weights).expanduser()
         if not path.is_file():
             raise InputError(f"weights must be none, imagenet or the path of a file; found {weights!r}.")
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    chosen = torchvision.models.get_model_weights(architecture).IMAGENET1K_V1
+        try:
+            if path.suffix == ".safetensors":  # a checkpoint of `fit` holds the optimizer's tensors too
+                return {name.removeprefix("model/"): value for name, value in load_file(path).items()}
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+            raise InputError(f"{path} is not a file of weights that torch can read: {error}") from error
+    known = {} if architecture == "resnet10" else torchvision.models.get_model_weights(architecture).__members__
+    if "IMAGENET1K_V1" not in known:
+        raise InputError(f"torchvision has no ImageNet weights (version 1) of {architecture}: choose weights = 'none'.")
+    chosen = known["IMAGENET1K_V1"]
     try:
         return torch.hub.load_state_dict_from_url(chosen.url, map_location="cpu", weights_only=True, progress=False)
     except OSError as error:
@@ -90,7 +100,7 @@ def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], origin: str
     own = model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     missing = own.keys() - fitting.keys()
-    body = sorted(name for name in missing if not name.startswith(("fc", "classifier", "heads", "AuxLogits", "aux")))
+    body = sorted(name for name in missing if not name.startswith(("fc", "classifier", "head")))
     if body:
         raise InputError(f"weights {origin!r} are not of this network: {body[0]} and {len(body) - 1} more do not fit.")
     model.load_state_dict(fitting, strict=False)
@@ -138,13 +148,22 @@ def fit(
     update = OPTIMIZERS[optimizer](model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     rates = _schedule(update, schedule, learning_rate, epochs * steps)
     recipe = {
-        **{"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer},
+        **{
+            "version": VERSION,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "optimizer": optimizer,
+        },
         **{"weight_decay": weight_decay, "schedule": schedule, "label_smoothing": label_smoothing, "flip": flip},
         **{"crop": crop, "seed": seed, "precision": runtime.resolve_precision(device, precision), **(settings or {})},
     }
     history = _resume(checkpoint, recipe, model, update, rates)
     for epoch in range(len(history), epochs):
         started = time.perf_counter()
+        torch.manual_seed(
+            images.epoch_seed(seed, epoch)
+        )  # dropout: a resumed run draws what the first would have drawn
         options = {"batch_size": batch_size, "device": device, "epoch": epoch, "seed": seed, "flip": flip, "crop": crop}
         loss, accuracy = _epoch(
             model, images.batches(train, **options), steps, update, rates, label_smoothing, precision
@@ -245,10 +264,35 @@ def accuracy_interval(correct: int, count: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
+def difference_interval(first: tuple[int, int], second: tuple[int, int]) -> list[float]:
+    """95 % interval of the difference of two accuracies, each (correct, count), first minus second (Newcombe 1998).
+
+    Newcombe's hybrid score interval, from the Wilson intervals of the two. Taught in: chapter 2.
+    """
+    p, q = first[0] / first[1], second[0] / second[1]
+    (p_low, p_high), (q_low, q_high) = accuracy_interval(*first), accuracy_interval(*second)
+    return [p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)]
+
+
+def recall_equality(confusion: Sequence[Sequence[int]]) -> float:
+    """p-value of the chi-square test that every class has the same recall, from a confusion matrix (true x predicted).
+
+    Small values speak against "every class is found equally well". Pearson 1900. Taught in: chapter 2.
+    """
+    from scipy.stats import chi2_contingency
+
+    matrix = np.asarray(confusion)
+    matrix = matrix[matrix.sum(1) > 0]
+    right = np.asarray(confusion).diagonal()[np.asarray(confusion).sum(1) > 0]
+    table = np.stack([right, matrix.sum(1) - right])
+    return float(chi2_contingency(table).pvalue) if (table.sum(1) > 0).all() else 1.0
+
+
 def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
     """Everything a result consists of, from logits (M, 6) and labels (M,).
 
     Keys: count, accuracy, accuracy_ci95, macro_f1, precision[6], recall[6], confusion[6][6] (rows are true classes),
+    recall_equality_p (`recall_equality`),
     true_distribution[6], predicted_distribution[6], expected_calibration_error (15 bins; Guo et al. 2017),
     gender_errors, category_errors, both_errors. Taught in: chapter 2.
     """
@@ -266,7 +310,8 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "macro_f1": float(f1.mean()),
         "precision": precision.tolist(),
         "recall": recall.tolist(),
-        "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "confusion": (matrix := confusion_matrix(labels, predicted, labels=classes)).tolist(),
+        "recall_equality_p": recall_equality(matrix),
         "true_distribution": distribution(labels),
         "predicted_distribution": distribution(predicted),
         "expected_calibration_error": float(
@@ -279,7 +324,10 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
 
 
 def distribution(labels: torch.Tensor | np.ndarray) -> list[float]:
-    """Share of each of the six classes."""
+    """Share of each of the six classes.
+
+    Taught in: chapter 2.
+    """
     return (np.bincount(np.asarray(labels), minlength=len(CLASS_NAMES)) / len(labels)).tolist()
 
 

@@ -30,6 +30,7 @@ from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet, Prepared
 from fashionlib.runtime import InputError
 
+VERSION = 1  # of the training: raise it when the same settings would give other weights
 SIZE = 64  # side of the pictures: four doublings of a 4x4 map
 SNAPSHOTS = 6  # pictures of the progress
 RECORD = ("discriminator_loss", "generator_loss", "real_score", "fake_score")  # what is kept of every step
@@ -123,6 +124,7 @@ class Result(NamedTuple):
     """generator: the average of its weights where `ema` is not 0, in `eval()`. history: one dictionary a step.
 
     snapshots: {epoch: uint8 (16, 64, 64, 3)}, always from the same noise. seconds: of the training alone.
+    Taught in: chapter 5.
     """
 
     generator: Generator
@@ -171,7 +173,14 @@ def fit(
     device = runtime.device(device) if isinstance(device, str) else device
     networks, updates = _players(latent, features, learning_rate, beta1, ema, seed, device)
     recipe = {
-        **{"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "beta1": beta1, "ema": ema},
+        **{
+            "version": VERSION,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "beta1": beta1,
+            "ema": ema,
+        },
         **{"latent": latent, "features": features, "flip": flip, "seed": seed, "images": len(train.rows)},
         **{"precision": runtime.resolve_precision(device, precision), **(settings or {})},
     }
@@ -239,7 +248,7 @@ def _batches(
     pictures: torch.Tensor, batch_size: int, epoch: int, seed: int, flip: bool
 ) -> Iterator[tuple[torch.Tensor, torch.Generator]]:
     """Yield (B, 3, 64, 64) in [-1, 1], and the epoch's source of chance: all of it depends on (seed, epoch) only."""
-    chance = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+    chance = torch.Generator().manual_seed(images.epoch_seed(seed, epoch))
     order = torch.randperm(len(pictures), generator=chance)
     mirrored = torch.rand(len(pictures), generator=chance) < (0.5 if flip else 0)
     for start in range(0, len(order) - batch_size + 1, batch_size):

@@ -40,7 +40,10 @@ Size = int | Sequence[int]  # side of a square, or (height, width)
 
 
 def size_name(size: Size) -> str:
-    """`224x224` for 224, `80x60` for (80, 60): height x width, as in the names of the arrays."""
+    """`224x224` for 224, `80x60` for (80, 60): height x width, as in the names of the arrays.
+
+    Taught in: chapter 1.
+    """
     height, width = (size, size) if isinstance(size, int) else size
     return f"{height}x{width}"
 
@@ -81,7 +84,10 @@ def resize(picture: Image.Image, size: tuple[int, int], fit: str = "squash") -> 
 
 
 def resize_mask(mask: Image.Image, size: tuple[int, int], fit: str = "squash") -> np.ndarray:
-    """Nearest-neighbour uint8 array (H, W) of a mask: its values are names, not amounts. Padding is background."""
+    """Nearest-neighbour uint8 array (H, W) of a mask: its values are names, not amounts. Padding is background.
+
+    Taught in: chapter 1.
+    """
     height, width = size
     if fit == "pad":
         return np.asarray(ImageOps.pad(mask, (width, height), Image.Resampling.NEAREST, color=0))
@@ -253,7 +259,10 @@ def _sha256(path: Path) -> str:
 
 
 class ImageSet(NamedTuple):
-    """Some rows of a prepared array: images uint8 (N, H, W, 3), rows int64 (M,) into it, labels int64 (M,)."""
+    """Some rows of a prepared array: images uint8 (N, H, W, 3), rows int64 (M,) into it, labels int64 (M,).
+
+    Taught in: chapter 2.
+    """
 
     images: np.ndarray
     rows: np.ndarray
@@ -262,7 +271,10 @@ class ImageSet(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` made: `index` (one row per product, in the order of the arrays) and `manifest`."""
+    """What `prepare` made: `index` (one row per product, in the order of the arrays) and `manifest`.
+
+    Taught in: chapter 1.
+    """
 
     folder: Path
     index: pd.DataFrame
@@ -287,8 +299,10 @@ class Prepared:
         return ImageSet(self.array(size), rows, self.index["label"].to_numpy("int64")[rows])
 
     def checksum(self, size: Size) -> str:
-        """SHA-256 of the array of one size: names the data in settings and checkpoints."""
-        return self.manifest["sha256"][f"images_{size_name(size)}"]
+        """SHA-256 of the pictures of one size, their classes and the split: names the data in a checkpoint."""
+        digest = hashlib.sha256(self.manifest["sha256"][f"images_{size_name(size)}"].encode())
+        digest.update(self.index[["id", "label", "split"]].to_csv(index=False).encode())
+        return digest.hexdigest()
 
 
 def load(folder: Path) -> Prepared:
@@ -323,7 +337,7 @@ def batches(
     import torch
 
     count = len(data.rows)
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch or 0]).generate_state(1)[0]))
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch or 0))
     order = torch.arange(count) if epoch is None else torch.randperm(count, generator=generator)
     mirrored = torch.rand(count, generator=generator) < (0.5 if flip and epoch is not None else 0)
     reach = crop if epoch is not None else 0
@@ -336,6 +350,14 @@ def batches(
         if epoch is not None and (flip or crop):
             pixels = _move(pixels, shifts[chosen].to(device), mirrored[chosen].to(device))
         yield normalise(pixels), labels[chosen].to(device)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """One seed from two numbers, so that an epoch's chance depends on both and on nothing before it.
+
+    Taught in: chapter 2.
+    """
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def _move(pixels: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
@@ -351,7 +373,10 @@ def _move(pixels: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor) ->
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) with ImageNet's mean and deviation, channels_last, without a copy."""
+    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) with ImageNet's mean and deviation, channels_last, without a copy.
+
+    Taught in: chapter 2.
+    """
     import torch
 
     mean, std = (255 * torch.tensor(values, device=pixels.device) for values in (MEAN, STD))
@@ -359,7 +384,10 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def denormalise(pixels: torch.Tensor) -> torch.Tensor:
-    """float (B, 3, H, W) as `normalise` made it, back to uint8 (B, H, W, 3)."""
+    """float (B, 3, H, W) as `normalise` made it, back to uint8 (B, H, W, 3).
+
+    Taught in: chapter 2.
+    """
     import torch
 
     mean, std = (torch.tensor(values, device=pixels.device) for values in (MEAN, STD))

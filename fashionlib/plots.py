@@ -3,7 +3,7 @@
     plots.image_grid(pixels, titles)      # the last line of a cell shows the figure it returns
 
 `source(obj)` shows live library code in a chapter, so that a lesson never holds a copy of it.
-Colours are Okabe and Ito's (2008): they stay apart for colour-blind readers and in greyscale.
+Colours are Okabe and Ito's (2008), for colour-blind readers; in grey, markers, dashes and hatches tell apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
+import seaborn as sns
 from matplotlib import pyplot as plt
 
 from fashionlib.catalogue import CLASS_NAMES
@@ -66,7 +67,10 @@ def picture(axes: Axes, pixels: np.ndarray, title: str = "", **options) -> None:
 
 @styled
 def image_grid(pixels: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 6) -> Figure:
-    """Pictures, each uint8 (H, W, 3), in rows of `columns`, with a title each where given."""
+    """Pictures, each uint8 (H, W, 3), in rows of `columns`, with a title each where given.
+
+    Taught in: chapter 2.
+    """
     rows = -(-len(pixels) // columns)
     height, width = pixels[0].shape[:2]
     figure, axes = subplots(rows, columns, size=(7, rows * (7 / columns * height / width + 0.25 * bool(titles))))
@@ -79,12 +83,16 @@ def image_grid(pixels: Sequence[np.ndarray], titles: Sequence[str] = (), columns
 
 @styled
 def class_bars(shares: dict[str, Sequence[float]], ylabel: str = "share of images") -> Figure:
-    """Grouped bars over the six classes: `shares` maps a legend entry to six numbers."""
+    """Grouped bars over the six classes: `shares` maps a legend entry to six numbers.
+
+    Taught in: chapter 1.
+    """
     figure, axes = subplots(size=(7, 3.2))
     ax = axes[0, 0]
     width = 0.8 / len(shares)
     for i, (name, values) in enumerate(shares.items()):
-        ax.bar(np.arange(6) + (i - (len(shares) - 1) / 2) * width, values, width, label=name, color=COLOURS[i])
+        places = np.arange(6) + (i - (len(shares) - 1) / 2) * width
+        ax.bar(places, values, width, label=name, color=COLOURS[i], hatch=("", "//", "..")[i % 3], edgecolor="white")
     ax.set_xticks(range(6), [name.replace("/", "/\n") for name in CLASS_NAMES])
     ax.set_ylabel(ylabel)
     ax.grid(axis="x", visible=False)
@@ -104,7 +112,10 @@ def source(obj: object) -> object:
 
 @styled
 def picture_row(pixels: Sequence[np.ndarray], titles: Sequence[str], height: float = 2.0) -> Figure:
-    """Pictures side by side, each uint8 (H, W, 3) of any shape, drawn to one height (inches at most)."""
+    """Pictures side by side, each uint8 (H, W, 3) of any shape, drawn to one height (inches at most).
+
+    Taught in: chapter 1.
+    """
     aspects = [array.shape[1] / array.shape[0] for array in pixels]
     size = (7, min(height, 7 / sum(aspects)) + 0.4)
     figure, axes = subplots(1, len(pixels), size=size, gridspec_kw={"width_ratios": aspects})
@@ -117,7 +128,10 @@ def picture_row(pixels: Sequence[np.ndarray], titles: Sequence[str], height: flo
 
 @styled
 def picture_sizes(widths: Sequence[int], heights: Sequence[int]) -> Figure:
-    """Width against height of the files, in pixels on logarithmic axes: a disc's area is the share of the files."""
+    """Width against height of the files, in pixels on logarithmic axes: a disc's area is the share of the files.
+
+    Taught in: chapter 1.
+    """
     pairs, counts = np.unique(np.stack([widths, heights], axis=1), axis=0, return_counts=True)
     figure, axes = subplots(size=(5.5, 3.6))
     ax = axes[0, 0]
@@ -139,7 +153,10 @@ def picture_sizes(widths: Sequence[int], heights: Sequence[int]) -> Figure:
 
 @styled
 def twins(pixels: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
-    """Products with identical pixels, two neighbours each; says so where there are none."""
+    """Products with identical pixels, two neighbours each; says so where there are none.
+
+    Taught in: chapter 1.
+    """
     if len(pixels):
         return image_grid(pixels, titles, columns=4)
     figure, axes = subplots(size=(7, 0.6))
@@ -153,7 +170,10 @@ def twins(pixels: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
 
 @styled
 def learning_curves(history: Sequence[dict]) -> Figure:
-    """Loss and accuracy against the epoch, from the records of `classifier.fit`."""
+    """Loss and accuracy against the epoch, from the records of `classifier.fit`.
+
+    Taught in: chapter 2.
+    """
     figure, axes = subplots(1, 2, size=(7, 2.8))
     epochs = [record["epoch"] for record in history]
     for ax, quantity in zip(axes.flat, ("loss", "accuracy"), strict=True):
@@ -169,28 +189,29 @@ def learning_curves(history: Sequence[dict]) -> Figure:
 
 @styled
 def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
-    """Counts of (true class, predicted class); the shade is the share of the row, so that small classes count too."""
+    """Counts of (true class, predicted class); the shade is the share of the row, so that small classes count too.
+
+    Taught in: chapter 2.
+    """
     matrix = np.asarray(matrix)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     figure, axes = subplots(size=(5.6, 4.6))
     ax = axes[0, 0]
-    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
-        ax.text(
-            column, row, f"{count}", ha="center", va="center", color="white" if share[row, column] > 0.5 else "black"
-        )
     names = [name.replace("/", "/\n") for name in CLASS_NAMES]
-    ax.set_xticks(range(6), names, fontsize=7)
-    ax.set_yticks(range(6), names, fontsize=7)
+    labels = {"xticklabels": names, "yticklabels": names}
+    sns.heatmap(share, annot=matrix, fmt="d", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True, ax=ax, **labels)
+    ax.tick_params(labelsize=7, rotation=0)
     ax.set_xlabel("predicted class")
     ax.set_ylabel("true class")
-    ax.grid(visible=False)
     return figure
 
 
 @styled
 def recall_intervals(recall: Sequence[float], intervals: Sequence[Sequence[float]]) -> Figure:
-    """Recall of each class with its interval."""
+    """Recall of each class with its interval.
+
+    Taught in: chapter 2.
+    """
     figure, axes = subplots(size=(7, 2.8))
     ax = axes[0, 0]
     low, high = np.asarray(intervals).T
@@ -210,7 +231,7 @@ def map_rows(rows: dict[str, Sequence[np.ndarray]], titles: Sequence[str] = ()) 
 
     uint8 (H, W, 3): a picture. float (3, H, W): a signed map, grey where it is zero, lighter channels where positive.
     float (H, W): a magnitude, darker is more; or with negative values, blue to red around zero. Magnitudes and
-    signed maps are scaled each by its own 99.5th percentile; None stays empty.
+    signed maps are scaled each by its own 99.5th percentile; None stays empty. Taught in: chapter 3.
     """
     columns = max(len(row) for row in rows.values())
     shape = next(value.shape for row in rows.values() for value in row if value is not None and value.dtype == np.uint8)
@@ -245,7 +266,10 @@ def _shown(value: np.ndarray) -> dict:
 
 @styled
 def scores(series: dict[str, dict[str, tuple]], xlabel: str, reference: float | None = None) -> Figure:
-    """Means with 95 % intervals: `series` maps a legend entry to {row: (mean, [low, high])}; one marker a series."""
+    """Means with 95 % intervals: `series` maps a legend entry to {row: (mean, [low, high])}; one marker a series.
+
+    Taught in: chapter 3.
+    """
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     figure, axes = subplots(size=(7, 0.7 + 0.15 * len(names) * (len(series) + 1)))
     ax = axes[0, 0]
@@ -266,7 +290,10 @@ def scores(series: dict[str, dict[str, tuple]], xlabel: str, reference: float | 
 
 @styled
 def faithfulness_curves(fractions: Sequence[float], curves: dict[str, tuple[Sequence, Sequence]]) -> Figure:
-    """Deletion (left) and insertion (right): probability of the target over the share of pixels, one line an order."""
+    """Deletion (left) and insertion (right): probability of the target over the share of pixels, one line an order.
+
+    Taught in: chapter 3.
+    """
     figure, axes = subplots(1, 2, size=(7, 3.4), sharey=True)
     titles = ("deletion: pixels taken away", "insertion: pixels put in")
     for side, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
@@ -286,7 +313,10 @@ def faithfulness_curves(fractions: Sequence[float], curves: dict[str, tuple[Sequ
 
 @styled
 def picture_strips(rows: dict[str, np.ndarray], titles: Sequence[str] = ()) -> Figure:
-    """Rows of pictures, each uint8 (N, H, W, 3), a label before each row; titles over the columns where given."""
+    """Rows of pictures, each uint8 (N, H, W, 3), a label before each row; titles over the columns where given.
+
+    Taught in: chapter 5.
+    """
     count, height, width = max(len(row) for row in rows.values()), *next(iter(rows.values())).shape[1:3]
     gap = max(1, width // 24)
     inches = 6 / (count * (width + gap))  # of one pixel
@@ -310,7 +340,7 @@ def picture_strips(rows: dict[str, np.ndarray], titles: Sequence[str] = ()) -> F
 def gan_curves(histories: dict[str, Sequence[dict]], smooth: int = 1) -> Figure:
     """A row per class: losses (left) and mean scores D(x), D(G(z)) (right) over the steps of `dcgan.fit`.
 
-    smooth: length of a running mean in steps, drawn over the pale raw values.
+    smooth: length of a running mean in steps, drawn over the pale raw values. Taught in: chapter 5.
     """
     figure, axes = subplots(len(histories), 2, size=(7, 0.5 + 2.1 * len(histories)), sharex="col")
     pairs = (("discriminator_loss", "generator_loss"), ("real_score", "fake_score"))
@@ -335,7 +365,10 @@ def gan_curves(histories: dict[str, Sequence[dict]], smooth: int = 1) -> Figure:
 
 @styled
 def generator_slopes(score: Sequence[float], slopes: dict[str, Sequence[float]]) -> Figure:
-    """Size of the slope of each generator loss in the logit, over the score D(G(z))."""
+    """Size of the slope of each generator loss in the logit, over the score D(G(z)).
+
+    Taught in: chapter 5.
+    """
     figure, axes = subplots(size=(5.5, 2.8))
     ax = axes[0, 0]
     for (name, values), line in zip(slopes.items(), ("-", "--"), strict=False):

@@ -39,12 +39,15 @@ def project_root() -> Path:
 
 
 def build_root() -> Path:
-    """Folder of everything that is made: the environment variable FASHION_BUILD, else `build/` in the project."""
-    return Path(os.environ.get("FASHION_BUILD") or project_root() / "build").resolve()
+    """Folder of everything that is made: the environment variable FASHION_BUILD, else `build/` in the project.
+
+    A relative FASHION_BUILD starts at the project, wherever the caller works. Taught in: chapter 1.
+    """
+    return (project_root() / os.environ.get("FASHION_BUILD", "build")).resolve()
 
 
 def device(name: str = "auto") -> torch.device:
-    """The device to compute on: `auto` takes CUDA, then Apple's MPS, then the CPU; any torch name is accepted.
+    """The device to compute on: `auto` takes CUDA, then Apple's MPS, then the CPU; or one of them by name.
 
     Raises InputError where the named device is missing. Taught in: chapter 2.
     """
@@ -80,7 +83,10 @@ def resolve_precision(device: torch.device, precision: str = "auto") -> str:
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """A context in which matrix products run in the precision that `resolve_precision` names."""
+    """A context in which matrix products run in the precision that `resolve_precision` names.
+
+    Taught in: chapter 2.
+    """
     import torch
 
     enabled = resolve_precision(device, precision) == "bfloat16"
@@ -107,7 +113,10 @@ def progress(iterable: Iterable | None = None, description: str = "", total: int
 
 
 def describe_machine() -> dict:
-    """Processor, cores, memory (GiB), GPU, versions: what a measured figure has to be read with."""
+    """Processor, cores, memory (GiB), GPU, versions: what a measured figure has to be read with.
+
+    Taught in: chapter 2.
+    """
     import joblib
     import numpy
     import torch

@@ -222,7 +222,10 @@ def photo_masks(pictures: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
 
 
 class ClassAverages(NamedTuple):
-    """Averages per predicted class, float64 on the CPU; NaN for a class that was never predicted."""
+    """Averages per predicted class, float64 on the CPU; NaN for a class that was never predicted.
+
+    Taught in: chapter 4.
+    """
 
     count: torch.Tensor  # int64 (C,)
     signed: torch.Tensor  # (C, 3, H, W) mean map
@@ -431,7 +434,10 @@ def mean_interval(values: torch.Tensor | np.ndarray) -> tuple[float, list[float]
 
 
 def interval_text(result: tuple, spec: str = ".2f") -> str:
-    """`0.21 (0.15 to 0.27)` for what `mean_interval` or `density_ratio` returned, in the format `spec`."""
+    """`0.21 (0.15 to 0.27)` for what `mean_interval` or `density_ratio` returned, in the format `spec`.
+
+    Taught in: chapter 3.
+    """
     mean, (low, high), *_ = result
     return f"{mean:{spec}} ({low:{spec}} to {high:{spec}})"
 

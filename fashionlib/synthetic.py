@@ -153,6 +153,7 @@ def describe(seed, product_id, *, head_share, gender=None, category=None):
     `gender` ("Men" or "Women") and `category` (0 Accessories, 1 Apparel, 2 Other) are drawn unless given. Each part of
     the record has its own random stream, so that two records that differ in `gender` only are equal wherever the
     gender must not show: `record["cue"]` names the one part ("head", "garment" or "item") that may tell it.
+    Taught in: chapter 1.
     """
     stream = [np.random.default_rng([seed, product_id, part]) for part in range(5)]
     drawn = int(stream[0].choice(6, p=CLASS_SHARES))
@@ -429,7 +430,10 @@ BASICS |= {"tan": COLOURS["Tan"], "gold": COLOURS["Gold"]}
 
 
 def paint(record, seed):
-    """Draw one record; return the picture (RGB) and its mask (L, values 0 to 4), both width x 4/3 width."""
+    """Draw one record; return the picture (RGB) and its mask (L, values 0 to 4), both width x 4/3 width.
+
+    Taught in: chapter 1.
+    """
     canvas = _paint_item(record) if "item" in record else _paint_figure(record)
     random = np.random.default_rng([seed, record["id"], 5])
     picture = canvas.picture if canvas.factor == 1 else canvas.picture.reduce(canvas.factor)

@@ -29,7 +29,7 @@ WRITER = """
 import sys
 from fashionlib import artifacts
 for i in range(60):
-    artifacts.update_metrics("sample", "shared", {f"{sys.argv[1]}_{i}": i})
+    artifacts.update_metrics("sample", "shared", {f"{sys.argv[1]}_{i}": i}, extend=True)
 artifacts.update_metrics("sample", sys.argv[1], {"done": True})
 """
 
@@ -44,9 +44,15 @@ def test_two_processes_lose_none_of_each_others_metrics():
     assert not list(artifacts.folder("sample").glob("*.tmp"))
 
 
+def test_a_chapter_that_runs_again_leaves_no_key_of_its_last_run():
+    artifacts.update_metrics("sample", "dcgan", {"1": {"images": 5}, "2": {"images": 6}})
+    artifacts.update_metrics("sample", "dcgan", {"1": {"images": 5}})
+    assert artifacts.read_metrics("sample") == {"dcgan": {"1": {"images": 5}}}
+
+
 def test_metrics_replace_only_their_own_keys_and_become_plain_numbers():
     artifacts.update_metrics("sample", "data", {"rows": 1, "images": 2})
-    artifacts.update_metrics("sample", "data", {"images": np.int64(3), "shares": np.array([0.5, 0.25])})
+    artifacts.update_metrics("sample", "data", {"images": np.int64(3), "shares": np.array([0.5, 0.25])}, extend=True)
     artifacts.update_metrics("sample", "dcgan", {"1": {"distance": torch.tensor(1.5)}})
     expected = {"data": {"rows": 1, "images": 3, "shares": [0.5, 0.25]}, "dcgan": {"1": {"distance": 1.5}}}
     assert artifacts.read_metrics("sample", "data") == expected

@@ -24,7 +24,8 @@ def data() -> images.ImageSet:
 def tiny() -> nn.Module:
     """A network with BatchNorm, small enough for a test."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(392, 6))
+    body = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(392, 6))
 
 
 RECIPE = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-2, "flip": True, "crop": 1, "device": "cpu"}
@@ -49,6 +50,7 @@ def test_resnet10_is_one_basic_block_a_stage():
         ("resnet18", {"stem": "large"}, "stem must be one of imagenet, small"),
         ("vgg11", {"stem": "small"}, "made for ResNets"),
         ("resnet18", {"weights": "nowhere.pth"}, "weights must be none, imagenet or the path of a file"),
+        ("resnet10", {"weights": "imagenet"}, "no ImageNet weights"),
     ],
 )
 def test_build_refuses(name, options, expected):
@@ -64,6 +66,30 @@ def test_weights_of_a_file_replace_the_body_and_leave_a_head_of_another_size(tmp
     assert torch.equal(model.layer3[0].conv1.weight, trained.layer3[0].conv1.weight)
     assert torch.equal(model.bn1.running_var, trained.bn1.running_var)
     assert model.fc.weight.shape == (6, 512)
+
+
+def test_our_own_weights_and_checkpoints_are_weights_to_start_from(tmp_path):
+    trained = classifier.build("resnet10")
+    artifacts.save_weights(tmp_path / "weights.safetensors", trained, {})
+    state = {"model": trained.state_dict(), "optimizer": {"state": {}}, "history": []}
+    artifacts.save_checkpoint(tmp_path / "checkpoint.safetensors", state, settings={})
+    for name in ("weights.safetensors", "checkpoint.safetensors"):
+        model = classifier.build("resnet10", weights=str(tmp_path / name))
+        assert torch.equal(model.layer4[0].conv2.weight, trained.layer4[0].conv2.weight)
+        assert torch.equal(model.fc.weight, trained.fc.weight)
+
+
+@pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
+def test_a_damaged_file_of_weights_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"neither one nor the other")
+    with pytest.raises(InputError, match="is not a file of weights"):
+        classifier.build("resnet10", weights=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_with_auxiliary_heads_return_plain_logits(name):
+    model = classifier.build(name).train()
+    assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 6)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -97,8 +123,8 @@ def test_imagenet_weights_without_network_say_where_to_put_the_file(tmp_path, mo
 
 def test_fit_learns_an_easy_task_and_records_every_epoch(data):
     model = tiny()
-    history = classifier.fit(model, data, data, **(RECIPE | {"epochs": 12}))
-    assert [record["epoch"] for record in history] == list(range(1, 13))
+    history = classifier.fit(model, data, data, **(RECIPE | {"epochs": 40, "learning_rate": 3e-2}))
+    assert [record["epoch"] for record in history] == list(range(1, 41))
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     logits, labels = classifier.predict(model, data, device="cpu")
     assert classifier.evaluate(logits, labels)["accuracy"] > 0.8
@@ -221,6 +247,21 @@ def test_wilson_interval_of_eight_in_ten():
     assert low == pytest.approx((centre - reach) / (1 + z**2 / n))
     assert high == pytest.approx((centre + reach) / (1 + z**2 / n))
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+
+
+def test_difference_interval_of_newcombe():
+    """Newcombe 1998, table II, method 10, example (a): 56/70 against 48/80 gives 0.0524 to 0.3339."""
+    low, high = classifier.difference_interval((56, 70), (48, 80))
+    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+
+
+def test_recall_equality_is_the_chi_square_test_by_hand():
+    """Two classes of 50, 40 and 30 of them right: 35 right and 15 wrong are expected in each."""
+    confusion = np.zeros((6, 6), int)
+    confusion[0, 0], confusion[0, 1], confusion[1, 1], confusion[1, 0] = 40, 10, 30, 20
+    corrected = 2 * (4.5**2 / 35 + 4.5**2 / 15)  # scipy corrects two-by-two tables by Yates' half
+    assert classifier.recall_equality(confusion) == pytest.approx(math.erfc(math.sqrt(corrected / 2)))
+    assert classifier.recall_equality(np.diag([5] * 6)) == 1.0
 
 
 def test_load_gives_back_the_network_that_was_saved(tmp_path, data):

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def make(*arguments: str, build: Path) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    of_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PROFILE", "SOURCE")
+    environment = {key: value for key, value in os.environ.items() if key not in of_make}
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
         cwd=ROOT,
@@ -121,9 +122,27 @@ def test_a_failing_chapter_is_kept_apart_and_says_which_chapter_to_run(tmp_path)
     ]
 
 
-def test_environment_for_conda_installs_what_make_installs():
+def test_environment_for_conda_keeps_to_the_same_versions():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (packages,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     assert packages == ["-c constraints.txt", "-e ."]
     assert "pip" in environment["dependencies"]
     assert any(str(entry).startswith("python=3.") for entry in environment["dependencies"])
+
+
+@pytest.mark.parametrize("profile", ["", "../notebooks", "smal"])
+def test_clean_removes_known_profiles_only(tmp_path, profile):
+    kept = tmp_path / "build" / "sample" / "kept"
+    kept.mkdir(parents=True)
+    result = make("clean", f"PROFILE={profile}", build=tmp_path / "build")
+    assert result.returncode != 0
+    assert "PROFILE must be one of" in result.stderr
+    assert kept.exists()
+    assert make("clean", build=tmp_path / "build").returncode == 0
+    assert not kept.exists()
+
+
+def test_a_build_folder_with_a_space_is_refused(tmp_path):
+    result = make("report", build=tmp_path / "with space")
+    assert result.returncode != 0
+    assert "FASHION_BUILD must be a path without spaces" in result.stderr

@@ -25,6 +25,8 @@ def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     assert runtime.build_root() == root / "build"
     monkeypatch.setenv("FASHION_BUILD", str(tmp_path / "elsewhere"))
     assert runtime.build_root() == Path(tmp_path / "elsewhere").resolve()
+    monkeypatch.setenv("FASHION_BUILD", "relative")
+    assert runtime.build_root() == root / "relative"
 
 
 def test_a_missing_device_is_named_with_those_that_are_there():
