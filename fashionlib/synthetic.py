@@ -26,12 +26,12 @@ import joblib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from fashionlib.catalogue import COLUMNS
 from fashionlib.runtime import InputError, progress
 
 VERSION = 1  # raise it with every change of what is drawn: a folder of another version is refused
 FACE, HAIR, GARMENT, ITEM = 1, 2, 3, 4  # mask values; GARMENT includes the body that wears it, so > 0 is the foreground
 CLASS_SHARES = (0.11, 0.13, 0.28, 0.21, 0.16, 0.11)  # class = 2 x (Accessories, Apparel, Other) + (Men, Women)
-COLUMNS = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"
 DATE = 1_500_000_000  # the modification time of every file: the same seed gives the same folder
 
 
@@ -659,7 +659,7 @@ def _draw_all(folder, settings):
         for name in ("images/{}.jpg", "masks/{}.png") if entry["copy_of"] else ():
             shutil.copyfile(folder / name.format(entry["copy_of"]), folder / name.format(entry["id"]))
     rows = [_row(record, entry, settings["seed"]) for entry, record in zip(plan, records, strict=True) if entry["row"]]
-    (folder / "styles.csv").write_text("\n".join([COLUMNS, *rows]) + "\n")
+    (folder / "styles.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
     facts = {"settings": settings, **_truth(plan, records)}
     (folder / "catalogue.json").write_text(json.dumps(facts, indent=2) + "\n")
     for path in folder.rglob("*"):
