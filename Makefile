@@ -15,7 +15,7 @@ OUT := $(BUILD)/$(PROFILE)
 CHAPTERS := 01_data_preparation 02_resnet152 03_guided_backprop 04_average_saliency 05_dcgan 06_summary
 PROFILES := sample $(notdir $(wildcard profiles/*))
 EXECUTED := $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
-BENCHMARKS := $(wildcard benchmarks/*.py)
+BENCHMARKS := $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py))
 EXPERIMENTS := $(wildcard benchmarks/experiments/*.py)
 BOOK := _config.yml _toc.yml index.md glossary.md references.bib
 
@@ -62,7 +62,7 @@ clean: ## remove what was built for PROFILE
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, found {v}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test]'
+	$(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test,bench]'
 	@touch $@
 
 # Looks at profile, parameter names and source before the first chapter runs: a mistake costs a second.
@@ -75,7 +75,7 @@ DATA := runtime artifacts catalogue images
 library = $(patsubst %,fashionlib/%.py,$(1))
 executed = $(patsubst %,$(OUT)/notebooks/%.ipynb,$(1))
 
-$(call executed,01_data_preparation): $(call library,$(DATA) synthetic plots) fashionlib/drawings.txt
+$(call executed,01_data_preparation): $(call library,$(DATA) sources decoding duplicates preparation synthetic plots) fashionlib/drawings.txt
 $(call executed,02_resnet152): $(call library,$(DATA) classifier plots) $(call executed,01_data_preparation)
 $(call executed,03_guided_backprop): $(call library,$(DATA) classifier saliency plots) $(call executed,02_resnet152)
 $(call executed,04_average_saliency): $(call library,$(DATA) classifier saliency plots) $(call executed,03_guided_backprop)

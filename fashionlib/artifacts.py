@@ -240,8 +240,6 @@ def check(profile: str, source: str = "") -> None:
     Raises InputError with the first mistake: unknown profile, unknown parameter (with the nearest known one), a value
     of another type than the default, a source that is not a catalogue. Taught in: chapter 1.
     """
-    from fashionlib import catalogue
-
     root = runtime.project_root()
     known = sorted({"sample", *(path.name for path in (root / "profiles").iterdir() if path.is_dir())})
     if profile not in known:
@@ -257,7 +255,7 @@ def check(profile: str, source: str = "") -> None:
         chosen["run"] = profile
         note = ""
         if "source" in defaults:
-            chosen["source"], note = catalogue.check_source(source or chosen.get("source", defaults["source"]))
+            chosen["source"], note = check_source(source or chosen.get("source", defaults["source"]))
         _write_if_changed(target / f"{chapter}.yml", note + json.dumps(chosen, indent=2) + "\n")  # JSON is YAML
 
 
@@ -297,6 +295,20 @@ def _write_if_changed(path: Path, text: str) -> None:
     """make compares times: an unchanged file must keep its own."""
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
+
+
+def check_source(source: str) -> tuple[str, str]:
+    """The source as an absolute path (a name stays a name), and a comment with its fingerprint for make's stamp.
+
+    Raises InputError as `sources.open_source` and `catalogue.read_styles` do; a Kaggle name is not downloaded yet.
+    """
+    from fashionlib import catalogue, sources
+
+    if source == "synthetic" or source in sources.KAGGLE:
+        return source, ""
+    opened = sources.open_source(source)
+    catalogue.read_styles(opened)
+    return str(opened.path), f"# source: {opened.fingerprint()}\n"
 
 
 def main() -> None:

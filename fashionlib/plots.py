@@ -153,7 +153,7 @@ def picture_sizes(widths: Sequence[int], heights: Sequence[int]) -> Figure:
 
 @styled
 def twins(pixels: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
-    """Products with identical pixels, two neighbours each; says so where there are none.
+    """Pairs of products, two neighbours each; says so where there are none.
 
     Taught in: chapter 1.
     """
@@ -161,7 +161,7 @@ def twins(pixels: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
         return image_grid(pixels, titles, columns=4)
     figure, axes = subplots(size=(7, 0.6))
     axes[0, 0].set_axis_off()
-    axes[0, 0].text(0.5, 0.5, "This catalogue holds no two products with identical pixels.", ha="center", va="center")
+    axes[0, 0].text(0.5, 0.5, "This catalogue holds no such pair.", ha="center", va="center")
     return figure
 
 

@@ -103,13 +103,15 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def progress(iterable: Iterable | None = None, description: str = "", total: int | None = None, unit: str = "it"):
-    """A tqdm bar of plain text on stderr: it survives papermill, nbval and the published page; widgets do not."""
+def progress(iterable: Iterable | None = None, description: str = "", *, unit: str = "it", **options):
+    """A tqdm bar of plain text on stderr: it survives papermill, nbval and the published page; widgets do not.
+
+    options: tqdm's own, such as `total` and `initial`.
+    """
     from tqdm import tqdm
 
-    return tqdm(
-        iterable, desc=description, total=total, unit=unit, leave=False, file=sys.stderr, mininterval=0.5, ascii=" ="
-    )
+    plain = {"leave": False, "file": sys.stderr, "mininterval": 0.5, "ascii": " ="}
+    return tqdm(iterable, desc=description, unit=unit, **plain, **options)
 
 
 def describe_machine() -> dict:

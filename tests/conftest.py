@@ -8,11 +8,13 @@ import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fashionlib import catalogue, runtime
 
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 DESELECTED = pytest.StashKey[dict[str, list[str]]]()
 
 
@@ -53,6 +55,13 @@ def solid(colour, size=(60, 80), *, mode="RGB", file_format="PNG", **options) ->
     """A picture of one colour as the bytes of a file; PNG keeps the colour exactly. `size` is (width, height)."""
     stream = io.BytesIO()
     Image.new(mode, size, colour).save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+def encode(pixels: np.ndarray, file_format: str = "PNG", **options) -> bytes:
+    """Pixels, (H, W, 3), (H, W) or uint16 (H, W), as the bytes of a file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, file_format, **options)
     return stream.getvalue()
 
 

@@ -1,18 +1,16 @@
-"""The catalogue: where it lies, its rows, labels, duplicate groups and the split, on tables worked out by hand."""
+"""The catalogue: its rows, labels and the split, on tables worked out by hand."""
 
 import csv
 import io
-import stat
-import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import csv_line, solid, write_catalogue
+from conftest import csv_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fashionlib import catalogue
+from fashionlib import catalogue, sources
 from fashionlib.runtime import InputError
 
 HEADER = ",".join(catalogue.COLUMNS)
@@ -24,7 +22,7 @@ def read(tmp_path, content: bytes | str):
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "images" / "1.jpg").write_bytes(b"")
     (folder / "styles.csv").write_bytes(content.encode() if isinstance(content, str) else content)
-    return catalogue.read_styles(catalogue.open_source(folder))
+    return catalogue.read_styles(sources.open_source(folder))
 
 
 # --- the parser -------------------------------------------------------------------------------------------------------
@@ -113,7 +111,7 @@ def test_any_properly_written_name_comes_back(tmp_path_factory, names):
     assert malformed == 0
 
 
-# --- labels, duplicates -----------------------------------------------------------------------------------------------
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_by_hand():
@@ -126,13 +124,6 @@ def test_labels_by_hand():
     assert catalogue.labels(table).tolist() == table["expected"].tolist()
     names = [f"{gender}/{category}" for category in ("Accessories", "Apparel", "Other") for gender in ("Men", "Women")]
     assert list(catalogue.CLASS_NAMES) == names
-
-
-def test_duplicate_groups_and_conflicts_by_hand():
-    index = pd.DataFrame({"id": [12, 5, 9, 3, 7], "digest": ["a", "b", "a", "c", "b"], "label": [0, 2, 1, 4, 2]})
-    index["group"] = catalogue.duplicate_groups(index["id"], index["digest"])
-    assert index["group"].tolist() == [9, 5, 9, 3, 5]
-    assert catalogue.label_conflicts(index) == 1  # group 9 is both 0 and 1, group 5 is twice 2
 
 
 # --- the split --------------------------------------------------------------------------------------------------------
@@ -185,142 +176,36 @@ def test_groups_reach_every_part():
     assert set(shares.index) == set(catalogue.SPLITS)
 
 
-# --- where the catalogue lies -----------------------------------------------------------------------------------------
+def test_an_earlier_split_is_kept_and_filled_up():
+    label, group = table_of_groups([(0, 1)] * 100)
+    previous = pd.Series(["test"] * 10 + ["train"] * 30 + [pd.NA] * 60, dtype="string")
+    parts = catalogue.split(label, group, previous=previous)
+    assert (parts[:40] == previous[:40]).all()
+    assert parts.value_counts().to_dict() == {"train": 75, "test": 15, "validation": 10}
 
 
-def write_zip(path, members: dict[str, bytes | str]):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return path
+def test_an_earlier_split_that_is_out_of_proportion_draws_new_products_elsewhere():
+    label, group = table_of_groups([(0, 1)] * 40)
+    previous = pd.Series(["test"] * 20 + [pd.NA] * 20, dtype="string")  # 15 % would be 6
+    parts = catalogue.split(label, group, previous=previous)
+    assert (parts[:20] == "test").all()
+    assert set(parts[20:]) == {"train", "validation"}
 
 
-def members_of(root: str = "") -> dict[str, bytes | str]:
-    """A catalogue with one product, as members below `root`."""
-    return {f"{root}styles.csv": f"{HEADER}\n{csv_line(1)}\n", f"{root}images/1.jpg": solid("red")}
+def test_new_members_follow_their_group():
+    label, group = table_of_groups([(0, 3)] * 20)
+    previous = pd.Series(["validation", pd.NA, pd.NA, pd.NA, "test", pd.NA] * 10, dtype="string")
+    assert catalogue.split(label, group, previous=previous).tolist() == (["validation"] * 3 + ["test"] * 3) * 10
 
 
-def test_folder_and_zip_are_read_alike(tmp_path):
-    folder = write_catalogue(tmp_path / "folder", [csv_line(1)], {1: solid("red")})
-    packed = write_zip(tmp_path / "catalogue.zip", members_of())
-    for path in (folder, packed):
-        source = catalogue.open_source(path)
-        assert source.members("images", ".jpg") == {1: "images/1.jpg"}
-        assert source.read("images/1.jpg") == solid("red")
-        assert source.ignored_copies == 0
-        assert len(catalogue.read_styles(source)[0]) == 1
-
-
-@pytest.mark.parametrize(
-    ("roots", "expected"),
-    [
-        (["", "myntradataset/"], ""),  # the small edition
-        (["fashion-dataset/", "fashion-dataset/fashion-dataset/"], "fashion-dataset/"),  # the large one
-    ],
-)
-def test_nested_copies_are_ignored_and_counted(tmp_path, roots, expected):
-    members = {name: data for root in roots for name, data in members_of(root).items()}
-    packed = catalogue.open_source(write_zip(tmp_path / "kaggle.zip", members))
-    with zipfile.ZipFile(tmp_path / "kaggle.zip") as archive:
-        archive.extractall(tmp_path / "unpacked")
-    unpacked = catalogue.open_source(tmp_path / "unpacked")
-    for source in (packed, unpacked):
-        assert (source.root, source.ignored_copies) == (expected, 1)
-        assert sorted(source.sizes) == ["images/1.jpg", "styles.csv"]
-        assert source.read("images/1.jpg") == solid("red")
-
-
-def test_members_are_named_by_id(tmp_path):
-    folder = write_catalogue(tmp_path / "c", [csv_line(1)], {1: b"a", 20: b"b"})
-    (folder / "images" / "3.JPG").write_bytes(b"c")
-    (folder / "images" / "cover.jpg").write_bytes(b"d")
-    (folder / "images" / "4.txt").write_bytes(b"e")
-    (folder / "images" / "old").mkdir()
-    (folder / "images" / "old" / "5.jpg").write_bytes(b"f")
-    found = catalogue.open_source(folder).members("images", ".jpg")
-    assert found == {1: "images/1.jpg", 20: "images/20.jpg", 3: "images/3.JPG"}
-
-
-@pytest.mark.parametrize("name", ["../outside.jpg", "/etc/passwd", "images/../../x.jpg", "..\\outside.jpg"])
-def test_a_zip_that_points_outside_is_refused(tmp_path, name):
-    path = write_zip(tmp_path / "evil.zip", {**members_of(), name: b"x"})
-    with pytest.raises(InputError, match=r"points outside of it: .*(outside\.jpg|passwd|x\.jpg)"):
-        catalogue.open_source(path)
-
-
-def test_a_zip_with_a_symbolic_link_is_refused(tmp_path):
-    link = zipfile.ZipInfo("images/2.jpg")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    path = write_zip(tmp_path / "evil.zip", members_of())
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(link, "/etc/passwd")
-    with pytest.raises(InputError, match=r"points outside.*images/2\.jpg"):
-        catalogue.open_source(path)
-
-
-def test_sources_that_cannot_be_used(tmp_path):
-    corrupt = tmp_path / "corrupt.zip"
-    corrupt.write_bytes(write_zip(tmp_path / "whole.zip", members_of()).read_bytes()[:-40])
-    with pytest.raises(InputError, match="not a readable zip"):
-        catalogue.open_source(corrupt)
-    with pytest.raises(InputError, match=r"no catalogue: expected styles\.csv beside a folder images/"):
-        catalogue.open_source(write_zip(tmp_path / "other.zip", {"styles.csv": "x", "pictures/1.jpg": "x"}))
-    with pytest.raises(InputError, match="no catalogue"):
-        catalogue.open_source(tmp_path)
-    with pytest.raises(InputError, match=r"does not exist: give a folder or zip.*kaggle-small"):
-        catalogue.open_source(tmp_path / "missing.zip")
-
-
-def damage(path, data: bytes):
-    """Overwrite the middle of a stored member, so that its checksum no longer fits."""
-    content = bytearray(path.read_bytes())
-    start = content.index(data) + len(data) // 2
-    content[start : start + 4] = b"\xff\x00\xff\x00"
-    path.write_bytes(content)
-    return path
-
-
-def test_a_damaged_entry_is_an_oserror_and_a_damaged_table_a_sentence(tmp_path):
-    picture = damage(write_zip(tmp_path / "picture.zip", members_of()), solid("red"))
-    with pytest.raises(OSError, match=r"damaged entry in picture\.zip"):
-        catalogue.open_source(picture).read("images/1.jpg")
-    table = damage(write_zip(tmp_path / "table.zip", members_of()), HEADER.encode())
-    with pytest.raises(InputError, match=r"styles\.csv of .* cannot be read"):
-        catalogue.read_styles(catalogue.open_source(table))
-
-
-def test_a_replaced_zip_is_read_again(tmp_path):
-    path = write_zip(tmp_path / "c.zip", members_of())
-    before = catalogue.open_source(path)
-    first = before.fingerprint()
-    assert catalogue.open_source(path).fingerprint() == first
-    write_zip(path, {**members_of(), "images/1.jpg": solid("blue", (30, 40)), "images/2.jpg": solid("green")})
-    after = catalogue.open_source(path)
-    assert after.read("images/1.jpg") == solid("blue", (30, 40))
-    assert sorted(after.members("images", ".jpg")) == [1, 2]
-    assert after.fingerprint() != first
-
-
-def test_the_fingerprint_of_a_folder_changes_with_its_files(tmp_path):
-    folder = write_catalogue(tmp_path / "c", [csv_line(1)], {1: solid("red")})
-    first = catalogue.open_source(folder).fingerprint()
-    assert catalogue.open_source(folder).fingerprint() == first
-    (folder / "images" / "1.jpg").write_bytes(solid("blue", (61, 80)))
-    second = catalogue.open_source(folder).fingerprint()
-    (folder / "styles.csv").write_text(f"{HEADER}\n{csv_line(1, name='new')}\n")
-    assert len({first, second, catalogue.open_source(folder).fingerprint()}) == 3
-
-
-def test_check_source(tmp_path, monkeypatch):
-    assert catalogue.check_source("synthetic") == ("synthetic", "")
-    assert catalogue.check_source("kaggle-full") == ("kaggle-full", "")  # not downloaded yet
-    write_zip(tmp_path / "c.zip", members_of())
-    monkeypatch.chdir(tmp_path)
-    path, note = catalogue.check_source("c.zip")
-    assert path == str(tmp_path / "c.zip")
-    assert note == f"# source: {catalogue.open_source('c.zip').fingerprint()}\n"
-    (tmp_path / "c" / "images").mkdir(parents=True)
-    (tmp_path / "c" / "images" / "1.jpg").write_bytes(b"")
-    (tmp_path / "c" / "styles.csv").write_text("id,name\n")
-    with pytest.raises(InputError, match="expected the columns"):
-        catalogue.check_source("c")
+@settings(max_examples=40, deadline=None)
+@given(groups=GROUPS, seed=st.integers(0, 2**31))
+def test_properties_of_a_grown_split(groups, seed):
+    label, group = table_of_groups(groups)
+    keep = np.random.default_rng(seed).random(len(label)) < 0.6
+    first = catalogue.split(label[keep], group[keep], seed=seed)
+    previous = first.reindex(label.index).astype("string")
+    grown = catalogue.split(label, group, seed=seed, previous=previous)
+    assert grown[keep].equals(first)
+    assert grown.isin(list(catalogue.SPLITS)).all()
+    assert (grown.groupby(group).nunique() == 1).all()

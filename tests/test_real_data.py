@@ -6,21 +6,21 @@ import pandas as pd
 import pytest
 from conftest import real_data_folder
 
-from fashionlib import catalogue, images
+from fashionlib import catalogue, decoding, duplicates, images, preparation, sources
 
 pytestmark = pytest.mark.real_data
 
 
 @pytest.fixture(scope="session")
-def small() -> catalogue.Source:
-    return catalogue.open_source(real_data_folder() / "fashion-product-images-small.zip")
+def small() -> sources.Source:
+    return sources.open_source(real_data_folder() / "fashion-product-images-small.zip")
 
 
 @pytest.fixture(scope="session")
 def prepared(small, tmp_path_factory) -> images.Prepared:
     """The small edition at its own size, prepared once (about 15 s on 2 quiet cores)."""
     folder = tmp_path_factory.mktemp("small") / "prepared"
-    return images.load(images.prepare(small.path, folder, sizes=[[80, 60]]))
+    return images.load(preparation.prepare(small.path, folder, sizes=[[80, 60]]))
 
 
 def test_rows_and_malformed_rows(small):
@@ -57,7 +57,7 @@ def test_counts_of_the_small_edition(prepared):
     }
     assert {key: counts[key] for key in expected} == expected
     assert prepared.array([80, 60]).shape == (40461, 80, 60, 3)
-    sizes = prepared.index["group"].value_counts()
+    sizes = prepared.index["exact_group"].value_counts()
     assert sizes[sizes > 1].sum() == 746  # images that have a twin
 
 
@@ -71,16 +71,27 @@ def test_the_split_of_the_small_edition(prepared):
 
 def test_twins_really_have_the_same_pixels(prepared):
     pixels, index = prepared.array([80, 60]), prepared.index
-    twins = [rows for rows in index.groupby("group").indices.values() if len(rows) > 1]
+    twins = [rows for rows in index.groupby("exact_group").indices.values() if len(rows) > 1]
     assert all((pixels[row] == pixels[rows[0]]).all() for rows in twins for row in rows)
 
 
 def test_the_edition_at_224():
-    source = catalogue.open_source(real_data_folder() / "fashion-product-images-224.zip")
+    source = sources.open_source(real_data_folder() / "fashion-product-images-224.zip")
     table, malformed = catalogue.read_styles(source)
     files = source.members("images", ".jpg")
     used = table["id"].isin(files) & (catalogue.labels(table) >= 0)
     assert (len(table), malformed, len(files), used.sum()) == (44446, 22, 4856, 4555)
     assert files.keys() <= set(table["id"])
-    _, size = images.decode(source.read(files[10001]), (224, 224))
+    _, size = decoding.decode(source.read(files[10001]), (224, 224))
     assert size == (224, 224)
+
+
+def test_a_hash_alone_links_far_too_much(prepared):
+    index = prepared.index
+    by_hash = duplicates.groups(index["id"], duplicates.close_hashes(index["perceptual_hash"].to_numpy()))
+    sizes, confirmed = by_hash.value_counts(), index["near_group"].value_counts()
+    assert sizes[sizes > 1].sum() / len(index) > 0.3
+    assert sizes.max() > 1000
+    assert 0.03 < confirmed[confirmed > 1].sum() / len(index) < 0.07
+    assert confirmed.max() < 50
+    assert (index.groupby("exact_group")["near_group"].nunique() == 1).all()  # equal pixels are near, too

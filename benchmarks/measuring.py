@@ -1,0 +1,104 @@
+"""What the benchmarks share: rounds side by side, one JSON file each, a table; and the pictures that they work on.
+
+Every ratio compares things that ran in turn in one process on one machine; a rate is the median over the rounds, with
+the slowest and the fastest as its spread.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fashionlib import artifacts, runtime
+
+ROOT = runtime.project_root()
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def in_turn(candidates: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Run the candidates one after the other, `rounds` times; each returns a number of images. Rates in images/s."""
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            started = time.perf_counter()
+            count = run()
+            rates[name].append(count / (time.perf_counter() - started))
+    return rates
+
+
+def row(what: str, values: list[float], unit: str = "images/s") -> dict:
+    """One line of a result: median, and the range over the rounds."""
+    return {
+        "what": what,
+        "value": round(statistics.median(values), 1),
+        "unit": unit,
+        "spread": [round(min(values), 1), round(max(values), 1)],
+    }
+
+
+def ratio(rates: dict[str, list[float]], ours: str, *peers: str) -> float:
+    """Ours over the best of the peers, by their medians: larger is better."""
+    return round(statistics.median(rates[ours]) / max(statistics.median(rates[name]) for name in peers), 2)
+
+
+def save(name: str, rows: list[dict], ratios: dict[str, float], packages: tuple[str, ...] = (), **more) -> None:
+    """Write benchmarks/results/<name>.json, print its table and put it into benchmarks/README.md."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    machine = runtime.describe_machine()
+    machine["versions"] |= {package: metadata.version(package) for package in packages}
+    content = {"date": date.today().isoformat(), "commit": commit.strip(), **machine, "rows": rows, "ratios": ratios}
+    artifacts.write_json(ROOT / "benchmarks" / "results" / f"{name}.json", content | more)
+    print(table(content))
+    page = ROOT / "benchmarks" / "README.md"
+    before, after = page.read_text().split(f"<!-- {name} -->\n")[::2]
+    page.write_text(f"{before}<!-- {name} -->\n{table(content)}<!-- {name} -->\n{after}")
+
+
+def table(content: dict) -> str:
+    """A result as Markdown: where and when it was measured, the ratios, every row with its spread."""
+    machine = content["machine"]
+    where = f"{content['date']}, commit {content['commit']}, {machine['cores']} cores ({machine['cpu']})"
+    lines = [f"{where}, {machine['gpu'] or 'no GPU'}.", ""]
+    if content["ratios"]:
+        lines += ["| ratio (larger is better) | |", "|---|--:|"]
+        lines += [f"| `{name}` | {value} |" for name, value in content["ratios"].items()] + [""]
+    lines += ["| what | median | | least to most |", "|---|--:|---|---|"]
+    for line in content["rows"]:
+        low, high = line["spread"]
+        lines.append(f"| {line['what']} | {line['value']:,} | {line['unit']} | {low:,} to {high:,} |")
+    return "\n".join(lines) + "\n"
+
+
+def photographs(count: int) -> tuple[str, list[Image.Image]]:
+    """Pictures of about 224 x 224: real ones where the catalogue lies beside the project, else drawn; and which."""
+    from conftest import real_data_folder
+
+    if folder := real_data_folder():
+        archive = zipfile.ZipFile(folder / "fashion-product-images-224.zip")
+        names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
+        chosen = [names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)]
+        return "real pictures", [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in chosen]
+    from fashionlib import synthetic
+
+    print("the real catalogue is not here: drawn pictures are measured instead")
+    folder = synthetic.draw(runtime.build_root() / "benchmarks" / "synthetic", products=count)
+    files = sorted((folder / "images").glob("*.jpg"))[:count]
+    return "drawn pictures", [Image.open(path).convert("RGB") for path in files]
+
+
+def enlarged(picture: Image.Image, size: tuple[int, int], path: Path, seed: int) -> None:
+    """Write `picture` as a JPEG of `size` (width, height), quality 90, with the noise of a sensor (4 grey levels)."""
+    noise = np.random.default_rng(seed).normal(0, 4, (size[1], size[0], 3)).astype(np.float32)
+    pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) + noise
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
