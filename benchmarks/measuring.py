@@ -37,14 +37,10 @@ def in_turn(candidates: dict[str, Callable[[], int]], rounds: int) -> dict[str, 
     return rates
 
 
-def row(what: str, values: list[float], unit: str = "images/s") -> dict:
-    """One line of a result: median, and the range over the rounds."""
-    return {
-        "what": what,
-        "value": round(statistics.median(values), 1),
-        "unit": unit,
-        "spread": [round(min(values), 1), round(max(values), 1)],
-    }
+def row(what: str, values: list[float], unit: str = "images/s", digits: int = 1) -> dict:
+    """One line of a result: median, and the range over the rounds (or over the pictures)."""
+    value, low, high = (round(each, digits) for each in (statistics.median(values), min(values), max(values)))
+    return {"what": what, "value": value, "unit": unit, "spread": [low, high]}
 
 
 def ratio(rates: dict[str, list[float]], ours: str, *peers: str) -> float:

@@ -15,7 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("VIPS_CONCURRENCY", "1")  # its pool of 2 below is faster than threads within a picture
@@ -36,6 +39,10 @@ from fashionlib.catalogue import COLUMNS
 CORES = len(os.sched_getaffinity(0))
 SIZES = (224, 64)
 ROUNDS = 5
+LIMIT = "limit: decoding alone, threads"
+EIGHTH = (
+    "OpenCV 1/8 imread, threads"  # shown and not counted: at 224 it errs by more than the grey level that is allowed
+)
 
 
 # --- preparation ------------------------------------------------------------------------------------------------------
@@ -67,7 +74,7 @@ def thumbnail(path: Path) -> list[np.ndarray]:
 
 
 def reduced(scale: int):
-    """OpenCV's scaled imread; 1/8 has just enough pixels of 1800x2400 for 224, and too few of 1080x1440."""
+    """OpenCV's scaled imread; 1/8 has just enough pixels of 1800x2400 for 224."""
 
     def shrink(path: Path) -> list[np.ndarray]:
         pixels = cv2.cvtColor(cv2.imread(str(path), scale), cv2.COLOR_BGR2RGB)
@@ -81,12 +88,30 @@ def prepared(folder: Path) -> Path:
     return preparation.prepare(folder, folder.parent / "prepared", sizes=SIZES)
 
 
-def compare_preparation(folder: Path, pictures: list[Image.Image], size: tuple[int, int]) -> dict[str, list[float]]:
-    catalogue = write_catalogue(folder / "catalogue", pictures, size, count=480)
+def ours(path: Path) -> list[np.ndarray]:
+    pixels, original = decoding.decode(path.read_bytes(), (max(SIZES), max(SIZES)))
+    return [decoding.resize(pixels, (side, side), original=original) for side in SIZES]
+
+
+def decode_only(path: Path) -> list[np.ndarray]:
+    """The limit: what any way of preparing has to do at least."""
+    return [decoding.decode(path.read_bytes(), (max(SIZES), max(SIZES)))[0][:1, :1]] * len(SIZES)
+
+
+SHRINKERS = {
+    "ours": ours,
+    "pyvips thumbnail, threads": thumbnail,
+    "OpenCV 1/4 imread, threads": reduced(cv2.IMREAD_REDUCED_COLOR_4),
+    EIGHTH: reduced(cv2.IMREAD_REDUCED_COLOR_8),
+}
+
+
+def compare_preparation(catalogue: Path, shrinkers: dict) -> dict[str, list[float]]:
+    """Images/s of ours and of each peer."""
     for side in SIZES:
         (catalogue / f"{side}").mkdir()
     files = sorted((catalogue / "images").iterdir(), key=lambda path: int(path.stem))
-    few, scale = files[:24], cv2.IMREAD_REDUCED_COLOR_8 if min(size) >= 8 * 224 else cv2.IMREAD_REDUCED_COLOR_4
+    few = files[:24]
 
     def in_threads(shrink) -> int:
         arrays = {side: np.empty((len(files), side, side, 3), np.uint8) for side in SIZES}
@@ -101,57 +126,93 @@ def compare_preparation(folder: Path, pictures: list[Image.Image], size: tuple[i
             "ours": lambda: len(images.load(prepared(catalogue)).index),
             "notebook loop": lambda: sum(1 for path in few if notebook(path) is None),
             "notebook loop, multiprocessing": lambda: len(pool.map(notebook, few * 2)),
-            "pyvips thumbnail, threads": lambda: in_threads(thumbnail),
-            "OpenCV 1/4 imread, threads": lambda: in_threads(reduced(cv2.IMREAD_REDUCED_COLOR_4)),
         }
-        if scale != cv2.IMREAD_REDUCED_COLOR_4:
-            candidates["OpenCV 1/8 imread, threads"] = lambda: in_threads(reduced(scale))
-        return measuring.in_turn(candidates, ROUNDS)
+        candidates[LIMIT] = partial(in_threads, decode_only)
+        peers = {name: partial(in_threads, shrink) for name, shrink in shrinkers.items() if name != "ours"}
+        return measuring.in_turn(candidates | peers, ROUNDS)
 
 
-def difference(files: list[Path]) -> dict[int, float]:
-    """Mean absolute difference (grey levels) to decoding at full resolution and Lanczos; the worst of `files`."""
-    worst = dict.fromkeys(SIZES, 0.0)
+def differences(shrink, files: list[Path]) -> dict[int, list[float]]:
+    """Mean absolute difference (grey levels) of each file to decoding at full resolution and Lanczos, by size."""
+    found = {side: [] for side in SIZES}
     for path in files:
-        pixels, original = decoding.decode(path.read_bytes(), (max(SIZES), max(SIZES)))
-        for side in SIZES:
-            whole = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-            ours = decoding.resize(pixels, (side, side), original=original).astype(float)
-            worst[side] = max(worst[side], float(np.abs(ours - np.asarray(whole)).mean()))
-    return worst
+        whole = Image.open(path).convert("RGB")
+        for side, made in zip(SIZES, shrink(path), strict=True):
+            exact = np.asarray(whole.resize((side, side), Image.Resampling.LANCZOS), float)
+            found[side].append(float(np.abs(made - exact).mean()))
+    return found
+
+
+def measure_preparation(base: Path, pictures: dict[str, list[Image.Image]]) -> tuple[list[dict], dict[str, float]]:
+    """All kinds of pictures in both sizes: rows, and of every ratio the least."""
+    rows, found = [], {}
+    for (kind, chosen), (width, height) in product(pictures.items(), ((1080, 1440), (1800, 2400))):
+        size = (height, width) if chosen[0].width > chosen[0].height else (width, height)
+        name = f"{kind} enlarged to {size[0]}x{size[1]}"
+        catalogue = write_catalogue(base / name / "catalogue", chosen, size, count=480)
+        shrinkers = dict(SHRINKERS)
+        if width < 8 * max(SIZES):
+            del shrinkers[EIGHTH]  # it would leave too few pixels
+        rates = compare_preparation(catalogue, shrinkers)
+        rows += [measuring.row(f"{name}: {what}", values) for what, values in rates.items()]
+        files = [catalogue / "images" / f"{i + 1}.jpg" for i in range(len(chosen))]
+        for what, shrink in shrinkers.items():
+            for side, values in differences(shrink, files).items():
+                what_differs = f"{name}: difference to full resolution at {side}, {what.removesuffix(', threads')}"
+                rows.append(measuring.row(what_differs, values, "grey levels", digits=2))
+        peers = [what for what in rates if what not in ("ours", "notebook loop", EIGHTH, LIMIT)]
+        found.setdefault("prepare_vs_notebook_loop", []).append(measuring.ratio(rates, "ours", "notebook loop"))
+        found.setdefault("prepare_vs_best_peer", []).append(measuring.ratio(rates, "ours", *peers))
+        if EIGHTH in rates:
+            found.setdefault("prepare_vs_opencv_eighth", []).append(measuring.ratio(rates, "ours", EIGHTH))
+        shutil.rmtree(base / name)
+    return rows, {ratio: min(values) for ratio, values in found.items()}
 
 
 # --- feeding ----------------------------------------------------------------------------------------------------------
 
 
-def compare_batches(folder: Path, pictures: list[Image.Image], side: int, count: int) -> dict[str, list[float]]:
-    """One epoch each. The peer's files have their final size already; its number of workers is the best of four."""
+def write_pictures(folder: Path, pictures: list[Image.Image], side: int, count: int) -> images.ImageSet:
+    """The same pictures twice: as JPEGs of their final size, for the peer, and as a prepared array, for us."""
     (folder / "jpeg" / "one").mkdir(parents=True)
     array = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (count, side, side, 3))
     for i in range(count):
         picture = pictures[i % len(pictures)].resize((side, side))
         picture.save(folder / "jpeg" / "one" / f"{i}.jpg", quality=90)
         array[i] = np.asarray(picture)
+    return images.ImageSet(np.load(folder / "images.npy", mmap_mode="r"), np.arange(count), np.zeros(count, np.int64))
+
+
+def loader(folder: Path, side: int, workers: int) -> DataLoader:
+    """The peer, as torchvision's users write it."""
     steps = [transforms.RandomCrop(side, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps.append(transforms.Normalize(images.MEAN, images.STD))
-    dataset = datasets.ImageFolder(folder / "jpeg", transforms.Compose(steps))
-    data = images.ImageSet(np.load(folder / "images.npy", mmap_mode="r"), np.arange(count), np.zeros(count, np.int64))
+    dataset = datasets.ImageFolder(folder, transforms.Compose(steps))
+    return DataLoader(dataset, 128, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
-    def loader(workers: int) -> DataLoader:
-        return DataLoader(dataset, 128, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
-    def loaded(batches: DataLoader):
-        return lambda: sum(len(labels) for _, labels in batches)
+def write_floats(side: int, count: int) -> int:
+    """The limit: writing the floats of every batch once, and nothing else."""
+    for start in range(0, count, 128):
+        torch.empty(min(128, count - start), side, side, 3).fill_(1)
+    return count
 
-    def ours(dtype: torch.dtype):
-        options = {"batch_size": 128, "epoch": 0, "flip": True, "crop": 4, "dtype": dtype}
-        return lambda: sum(len(labels) for _, labels in images.batches(data, **options))
 
-    loaders = {workers: loader(workers) for workers in (0, 1, 2, 4)}
-    tried = measuring.in_turn({workers: loaded(batches) for workers, batches in loaders.items()}, rounds=2)
+def compare_batches(folder: Path, pictures: list[Image.Image], side: int, count: int) -> dict[str, list[float]]:
+    """One epoch each; the peer's number of workers is the best of four."""
+    data = write_pictures(folder, pictures, side, count)
+
+    def epoch(batches: Callable) -> Callable[[], int]:
+        return lambda: sum(len(labels) for _, labels in batches())
+
+    loaders = {workers: loader(folder / "jpeg", side, workers) for workers in (0, 1, 2, 4)}
+    loaded = {workers: epoch(partial(iter, each)) for workers, each in loaders.items()}
+    tried = measuring.in_turn(loaded, rounds=2)
     best = max(tried, key=lambda workers: max(tried[workers]))
-    candidates = {"ours, float32": ours(torch.float32), "ours, bfloat16": ours(torch.bfloat16)}
-    return measuring.in_turn(candidates | {f"DataLoader, {best} workers": loaded(loaders[best])}, ROUNDS)
+    fed = partial(images.batches, data, batch_size=128, epoch=0, flip=True, crop=4)
+    candidates = {"ours, float32": epoch(fed), "ours, bfloat16": epoch(partial(fed, dtype=torch.bfloat16))}
+    candidates |= {"limit: writing the float32 once": partial(write_floats, side, count)}
+    return measuring.in_turn(candidates | {f"DataLoader, {best} workers": loaded[best]}, ROUNDS)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -172,24 +233,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     kind, pictures = measuring.photographs(40)
     samples = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    rows, best, worst = [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
-        sets = [(f"{kind} enlarged to {w}x{h}", pictures, (w, h)) for w, h in ((1080, 1440), (1800, 2400))]
-        sets += [(f"scikit-learn's photographs enlarged to {w}x{h}", samples, (w, h)) for w, h in ((2400, 1800),)]
-        for number, (name, chosen, size) in enumerate(sets):
-            rates = compare_preparation(base / f"{number}", chosen, size)
-            rows += [measuring.row(f"{name}: {what}", values) for what, values in rates.items()]
-            peers = [what for what in rates if what not in ("ours", "notebook loop")]
-            worst.append(measuring.ratio(rates, "ours", "notebook loop"))
-            best.append(measuring.ratio(rates, "ours", *peers))
-            files = sorted((base / f"{number}" / "catalogue" / "images").iterdir())[: len(chosen)]
-            for side, value in difference(files).items():
-                rows.append(
-                    measuring.row(f"{name}: difference to full resolution at {side}, worst", [value], "grey levels")
-                )
-            shutil.rmtree(base / f"{number}")
-        ratios = {"prepare_vs_notebook_loop": min(worst), "prepare_vs_best_peer": min(best)}
+        rows, ratios = measure_preparation(base, {kind: pictures, "scikit-learn's photographs": samples})
         for side, count in ((64, 6144), (224, 2048)):
             rates = compare_batches(base / f"batches-{side}", pictures, side, count)
             rows += [measuring.row(f"batches of 128 at {side}: {what}", values) for what, values in rates.items()]

@@ -102,6 +102,17 @@ def read_metrics(run: str, *chapters: str) -> dict:
     return metrics
 
 
+def measured(name: str) -> dict:
+    """What `make bench` or `make experiments` measured and the project keeps: benchmarks/results/<name>.json.
+
+    Raises InputError with the command that makes it. Taught in: chapter 2.
+    """
+    path = runtime.project_root() / "benchmarks" / "results" / f"{name}.json"
+    if not path.exists():
+        raise InputError(f"{path.name} is missing in benchmarks/results: make bench or make experiments writes it.")
+    return json.loads(path.read_text())
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to a temporary name beside `path`, then rename: a reader sees the old file or the new one."""
     text = json.dumps(content, indent=2, default=_plain, allow_nan=False) + "\n"

@@ -37,6 +37,7 @@ RATIOS = {
     "prepare": [
         "prepare_vs_notebook_loop",
         "prepare_vs_best_peer",
+        "prepare_vs_opencv_eighth",
         "batches_vs_dataloader_64",
         "batches_vs_dataloader_224",
     ],
