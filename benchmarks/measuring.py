@@ -50,7 +50,8 @@ def ratio(rates: dict[str, list[float]], ours: str, *peers: str) -> float:
 
 def save(name: str, rows: list[dict], ratios: dict[str, float], packages: tuple[str, ...] = (), **more) -> None:
     """Write benchmarks/results/<name>.json, print its table and put it into benchmarks/README.md."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]  # "-dirty": not the code of a commit
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout
     machine = runtime.describe_machine()
     machine["versions"] |= {package: metadata.version(package) for package in packages}
     content = {"date": date.today().isoformat(), "commit": commit.strip(), **machine, "rows": rows, "ratios": ratios}

@@ -70,7 +70,8 @@ def notebook(path: Path) -> None:
 
 
 def thumbnail(path: Path) -> list[np.ndarray]:
-    return [pyvips.Image.thumbnail(str(path), side, height=side, size="force").numpy() for side in SIZES]
+    large = pyvips.Image.thumbnail(str(path), SIZES[0], height=SIZES[0], size="force")
+    return [large.numpy(), large.thumbnail_image(SIZES[1], height=SIZES[1], size="force").numpy()]
 
 
 def reduced(scale: int):
@@ -111,7 +112,7 @@ def compare_preparation(catalogue: Path, shrinkers: dict) -> dict[str, list[floa
     for side in SIZES:
         (catalogue / f"{side}").mkdir()
     files = sorted((catalogue / "images").iterdir(), key=lambda path: int(path.stem))
-    few = files[:24]
+    few, more = files[:24], files[:48]
 
     def in_threads(shrink) -> int:
         arrays = {side: np.empty((len(files), side, side, 3), np.uint8) for side in SIZES}
@@ -125,7 +126,7 @@ def compare_preparation(catalogue: Path, shrinkers: dict) -> dict[str, list[floa
         candidates = {
             "ours": lambda: len(images.load(prepared(catalogue)).index),
             "notebook loop": lambda: sum(1 for path in few if notebook(path) is None),
-            "notebook loop, multiprocessing": lambda: len(pool.map(notebook, few * 2)),
+            "notebook loop, multiprocessing": lambda: len(pool.map(notebook, more)),
         }
         candidates[LIMIT] = partial(in_threads, decode_only)
         peers = {name: partial(in_threads, shrink) for name, shrink in shrinkers.items() if name != "ours"}

@@ -43,14 +43,14 @@ def read_styles(source: Source) -> tuple[pd.DataFrame, int]:
     where = f"styles.csv of {source.path}"
     try:
         text = source.read("styles.csv").decode("utf-8-sig", errors="replace")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read ({error}): download or copy it again.") from error
     lines = text.replace("\r\n", "\n").split("\n")  # splitlines() would also cut a name at U+2028 or U+0085
     header = lines[0].split(",")
     if tuple(header) != COLUMNS:
         raise InputError(f"{where}: expected the columns {', '.join(COLUMNS)}; found {', '.join(header) or 'none'}.")
     rows = [line.split(",", len(COLUMNS) - 1) for line in lines[1:] if line.strip()]
-    short = next((row for row in rows if len(row) < len(COLUMNS) or not row[0].isdecimal()), None)
+    short = next((row for row in rows if len(row) < len(COLUMNS) or not re.fullmatch(r"\d{1,18}", row[0])), None)
     if short is not None:
         raise InputError(
             f"{where}: expected {len(COLUMNS)} fields that begin with a number, found {','.join(short)!r}."
@@ -61,7 +61,7 @@ def read_styles(source: Source) -> tuple[pd.DataFrame, int]:
         raise InputError(
             f"{where}: id {table.loc[table['id'].duplicated(), 'id'].iloc[0]} comes twice; ids must be unique."
         )
-    quoted = table["productDisplayName"].str.fullmatch(r'".*"', flags=re.DOTALL)
+    quoted = table["productDisplayName"].str.fullmatch(r'"(?:[^"]|"")*"')
     malformed = int((table["productDisplayName"].str.contains(",") & ~quoted).sum())
     table.loc[quoted, "productDisplayName"] = table["productDisplayName"].str[1:-1].str.replace('""', '"')
     return table, malformed

@@ -12,16 +12,17 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FITS = ("squash", "pad", "crop")
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")  # a JPEG of several pictures opens as MPO
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million; the largest picture of the catalogue has 21 million
-RESERVE = 1.2  # pixels that the decoder leaves, per pixel wanted: with 1 its coarse filter would be all there is
+RESERVE = 1.2  # the sides that the decoder leaves, over those wanted: with 1 its coarse filter would be all there is
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
@@ -32,10 +33,10 @@ def decode(data: bytes, smallest: tuple[int, int]) -> tuple[np.ndarray, tuple[in
     RGB, transparent ones are laid on white, EXIF rotation is applied. Also returns the original, upright
     (width, height). Raises one of UNREADABLE for a file that cannot be read. Taught in: chapter 1.
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+    with _opened(data) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"{picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are decoded")
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = _orientation(picture)
         if picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L") and orientation == 1:
             pixels = _decode_jpeg(data, picture.size, smallest)
             if pixels is not None:
@@ -44,7 +45,25 @@ def decode(data: bytes, smallest: tuple[int, int]) -> tuple[np.ndarray, tuple[in
         original = picture.size[::-1] if sideways else picture.size
         wanted = [round(RESERVE * side) for side in smallest]
         picture.draft("RGB", wanted if sideways else wanted[::-1])
-        return np.array(_to_rgb(ImageOps.exif_transpose(picture))), original
+        upright = ImageOps.exif_transpose(picture) if orientation > 1 else picture
+        return np.array(_to_rgb(upright)), original
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        found = f"a file that begins with {data[:12]!r}" if data else "an empty file"
+        raise ValueError(f"{found} is no picture of a known kind") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """1 to 8 as EXIF counts them; 1, which is upright, where the tag is missing or cannot be understood."""
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except (struct.error, SyntaxError, TypeError, ValueError):  # the tags are damaged, the pixels may be whole
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int], smallest: tuple[int, int]) -> np.ndarray | None:
@@ -83,15 +102,20 @@ def resize(
 ) -> np.ndarray:
     """Antialiased uint8 array (H, W, 3) of `size` = (height, width): Lanczos, equal to Pillow's within a grey level.
 
-    fit: `squash` ignores the aspect ratio, as the study did; `pad` keeps it and adds white; `crop` keeps it and cuts.
+    fit: `squash` ignores the aspect ratio, as the study did; `pad` keeps it and adds white; `crop` keeps it and cuts,
+    at whole pixels of what was decoded.
     original: (width, height) before `decode` scaled: 321 rows at a quarter of 1281 are 320.25, and are taken as such.
     Taught in: chapter 1.
     """
     extent = [float(side) for side in pixels.shape[:2]]
     if original:
-        scales = [2 ** round(math.log2(whole / side)) for whole, side in zip(original[::-1], extent, strict=True)]
-        extent = [whole / scale for whole, scale in zip(original[::-1], scales, strict=True)]
+        extent = [_covered(whole, side) for whole, side in zip(original[::-1], pixels.shape[:2], strict=True)]
     return _fit(pixels, extent, size, fit, _lanczos, 255)
+
+
+def _covered(whole: int, side: int) -> float:
+    """How much of `side` pixels a file's side of `whole` fills, after scaling by 1, 1/2, 1/4 or 1/8 and rounding up."""
+    return next((whole / scale for scale in (1, 2, 4, 8) if math.ceil(whole / scale) == side), float(side))
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "squash") -> np.ndarray:
@@ -128,7 +152,7 @@ def _lanczos(pixels: np.ndarray, extent: Sequence[float], size: tuple[int, int])
     planes = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
     factors = [(wanted + 1e-6) / side for wanted, side in zip(size, extent, strict=True)]  # the size is rounded down
     scaled = torch.nn.functional.interpolate(planes, scale_factor=factors, mode="lanczos", antialias=True)
-    return scaled[0].permute(1, 2, 0).numpy()
+    return scaled[0, :, : size[0], : size[1]].permute(1, 2, 0).numpy()
 
 
 def _nearest(mask: np.ndarray, extent: Sequence[float], size: tuple[int, int]) -> np.ndarray:

@@ -83,10 +83,10 @@ def near_pairs(hashes: np.ndarray, thumbnails: Reader, *, distance: int = 4, dif
 def equal_pairs(values: pd.Series) -> np.ndarray:
     """Pairs of positions with an equal value: int64 (M, 2), enough of them to link all that are equal.
 
-    Taught in: chapter 1.
+    Missing values are equal to nothing. Taught in: chapter 1.
     """
     order = np.argsort(codes := values.factorize()[0], kind="stable")
-    equal = np.diff(codes[order]) == 0
+    equal = (np.diff(codes[order]) == 0) & (codes[order][1:] >= 0)
     return np.stack([order[:-1][equal], order[1:][equal]], axis=1)
 
 
@@ -110,9 +110,34 @@ def label_conflicts(group: pd.Series, label: pd.Series) -> int:
     return int((label.groupby(group).nunique() > 1).sum())
 
 
-def bridges(group: pd.Series, previous: pd.Series) -> np.ndarray:
-    """Which new products lie in a group with old ones of different parts: bool (N,).
+def bridges(pairs: np.ndarray, group: pd.Series, previous: pd.Series) -> np.ndarray:
+    """Which new products would link old ones of different parts: bool (N,).
 
-    previous: the part of each old product, missing for new ones. Taught in: chapter 1.
+    pairs: int64 (M, 2), positions; group: what they link, all of them. previous: the part of each old product, missing
+    for new ones. New products join the old ones in the order of their positions; one that would join two parts does
+    not, and those after it are judged as if it was not there. Taught in: chapter 1.
     """
-    return (previous.isna() & (previous.groupby(group).transform("nunique") > 1)).to_numpy()
+    from scipy.cluster.hierarchy import DisjointSet
+
+    new, aside = previous.isna().to_numpy(), np.zeros(len(group), bool)
+    doubtful = (previous.groupby(group).transform("nunique") > 1).to_numpy()  # only their groups need a closer look
+    links = pd.DataFrame(np.concatenate([pairs, pairs[:, ::-1]]), columns=["product", "other"])
+    others = links[doubtful[links["product"]]].groupby("product")["other"].agg(list)
+    linked, parts = DisjointSet(), {}  # the parts of what hangs together, by its root
+
+    def join(product: int, own: set[str]) -> bool:
+        met = {linked[other] for other in others.get(product, []) if other in linked}
+        joined = own.union(*(parts[root] for root in met))
+        if not own and len(joined) > 1:
+            return False
+        linked.add(product)
+        for root in met:
+            linked.merge(product, root)
+        parts[linked[product]] = joined
+        return True
+
+    for product in np.flatnonzero(doubtful & ~new):
+        join(product, {previous.iloc[product]})
+    for product in np.flatnonzero(doubtful & new):
+        aside[product] = not join(product, set())
+    return aside

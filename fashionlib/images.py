@@ -26,6 +26,7 @@ from fashionlib.runtime import InputError
 if TYPE_CHECKING:
     import torch
 
+VERSION = 2  # of the prepared layout: raised when prepared arrays or the split would differ
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB in [0, 1]: what torchvision's weights expect
 CACHE = 2**18  # numbers that are normalised at a time: 1 MiB of float32, about one core's L2 cache
 Size = int | Sequence[int]  # side of a square, or (height, width)
@@ -63,17 +64,30 @@ class Prepared:
     manifest: dict
 
     def array(self, size: Size, kind: str = "images") -> np.ndarray:
-        """Memory-mapped uint8: images (N, H, W, 3), or with kind="masks" (N, H, W). Raises InputError if not there."""
-        path = self.folder / f"{kind}_{size_name(size)}.npy"
-        if not path.exists():
+        """Memory-mapped uint8: images (N, H, W, 3), or with kind="masks" (N, H, W).
+
+        Raises InputError where it is not there, is damaged, or was made anew since `load`. Taught in: chapter 1.
+        """
+        name = f"{kind}_{size_name(size)}"
+        if name not in self.manifest["sha256"]:
             there = ", ".join(self.manifest["settings"]["sizes"])
             raise InputError(
                 f"{kind} of {size_name(size)} were not prepared; there are: {there}. Add the size to chapter 1."
             )
-        return np.load(path, mmap_mode="r")
+        with contextlib.suppress(OSError, ValueError):  # a mapping of a file that is too short is a ValueError
+            array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            if len(array) == len(self.index) and _manifest(self.folder) == self.manifest:
+                return array
+        raise InputError(
+            f"{name}.npy in {self.folder} is damaged or newer than what was loaded: restart the notebook, and if that "
+            f"does not help delete the folder and run chapter 01_data_preparation again."
+        )
 
     def subset(self, split: str, size: Size, classes: Sequence[int] | None = None) -> ImageSet:
-        """The products of one part (`train`, `validation`, `test`), of some classes only where `classes` is given."""
+        """The products of one part (`train`, `validation`, `test`), of some classes only where `classes` is given.
+
+        Taught in: chapter 2.
+        """
         chosen = self.index["split"] == split
         if classes is not None:
             chosen &= self.index["label"].isin(classes)
@@ -81,7 +95,10 @@ class Prepared:
         return ImageSet(self.array(size), rows, self.index["label"].to_numpy("int64")[rows])
 
     def checksum(self, size: Size) -> str:
-        """SHA-256 of the pictures of one size, their classes and the split: names the data in a checkpoint."""
+        """SHA-256 of the pictures of one size, their classes and the split: names the data in a checkpoint.
+
+        Taught in: chapter 2.
+        """
         digest = hashlib.sha256(self.manifest["sha256"][f"images_{size_name(size)}"].encode())
         digest.update(self.index[["id", "label", "split"]].to_csv(index=False).encode())
         return digest.hexdigest()
@@ -90,10 +107,17 @@ class Prepared:
 def load(folder: Path) -> Prepared:
     """Open what `prepare` finished. Raises InputError for an unfinished or damaged folder. Taught in: chapter 2."""
     folder = Path(folder)
-    with contextlib.suppress(OSError, ValueError):
-        manifest = json.loads((folder / "manifest.json").read_text())
-        return Prepared(folder, pd.read_parquet(folder / "index.parquet"), manifest)
-    raise InputError(f"{folder} is not a finished preparation: delete it and run chapter 01_data_preparation again.")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        manifest = _manifest(folder)
+        if manifest["settings"]["version"] == VERSION:
+            return Prepared(folder, pd.read_parquet(folder / "index.parquet"), manifest)
+    raise InputError(
+        f"{folder} is not a finished preparation of this version: delete it and run chapter 01_data_preparation again."
+    )
+
+
+def _manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -3,32 +3,30 @@
     folder = preparation.prepare("fashion-product-images-small.zip", artifacts.folder("small") / "prepared", sizes=[64])
     prepared = images.load(folder)
 
-Work goes on in `<folder>.partial`, a chunk of products at a time, by all cores. Killed at any moment, it is taken up by
-the next call and ends with the same bytes. An earlier result is replaced only by a finished one.
+Work goes on in `<folder>.partial` (`staging`), a chunk of products at a time, by all cores. Killed at any moment, it is
+taken up by the next call and ends with the same bytes. An earlier result is replaced only by a finished one.
 joblib's Dask backend takes the same call to a cluster whose workers see the same files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fashionlib import artifacts, catalogue, decoding, duplicates, runtime, sources
-from fashionlib.images import Size, size_name
+from fashionlib import artifacts, catalogue, decoding, duplicates, images, runtime, sources, staging
+from fashionlib.images import VERSION, Size, size_name
 from fashionlib.runtime import InputError
 
-VERSION = 2  # of the prepared layout: raise it when prepared arrays or the split would differ
 CHUNK = 128  # products a worker takes at a time
 FACTS = ["width", "height", "digest", "problem"]  # of a file: original size, SHA-256 of its pixels, or what is wrong
 
@@ -48,46 +46,85 @@ def prepare(
 
     source: what `sources.open_source` takes. sizes: squares or (height, width), pixels. fit: `decoding.resize`.
     group_names: keep products of one exact name in the same part, too. previous: index.parquet of an earlier
-    preparation whose products keep their part. workers: threads, -1 for one per core.
+    preparation, outside of `folder`, whose products keep their part. workers: threads, -1 for one per core.
     A folder already prepared from the same source with the same settings is returned at once. A file that cannot be
-    read is listed in the manifest and left out.
+    decoded is listed in the manifest and left out. Duplicates are sought in pictures as they were decoded, and that
+    scale depends on the largest of `sizes`.
     Raises InputError for settings or a source that cannot be used, a folder that cannot be written, a full disk.
     Taught in: chapter 1.
     """
-    shapes = _shapes(sizes, fit)
-    old_parts = _old_parts(previous)
+    folder = Path(folder).resolve()
+    shapes = _shapes(sizes, fit, seed, workers)
+    old_parts = _old_parts(previous, folder)
     opened = sources.open_source(source)
     settings = {"version": VERSION, "sizes": [size_name(shape) for shape in shapes], "fit": fit, "seed": seed}
     settings |= {"group_names": group_names, "source": opened.path.name, "source_fingerprint": opened.fingerprint()}
-    settings |= {"previous": _sha256(Path(previous)) if previous else None}
-    if _settings(folder / "manifest.json") == settings:
+    settings |= {"previous": _sha256(Path(previous).expanduser()) if previous else None}
+    if _finished(folder, settings):
         return folder
-    partial = folder.with_name(f"{folder.name}.partial")
-    with _plain_errors(folder), _alone(folder):
-        if _settings(folder / "manifest.json") == settings:  # another process was faster
+    with staging.alone(folder):
+        staging.recover(folder)
+        if _finished(folder, settings):  # another process was faster
             return folder
-        if _settings(partial / "manifest.json") != settings:
-            _begin(partial, folder, settings)
-            products, counts = _products(opened)
-            job = _Job(partial, opened.reader(), tuple(shapes), fit, masks=bool(counts["drawn"]))
-            _allocate(job, len(products))
-            facts, speed = _decode(job, products, workers)
-            _check_unchanged(source, opened, partial)
-            manifest = _finish(job, products, facts, settings, old_parts)
-            manifest["counts"] = counts | manifest["counts"] | {"images_per_second": speed}
-            artifacts.write_json(partial / "manifest.json", {"settings": settings, **manifest})
-        _replace(folder, partial)
+        partial = staging.begin(folder, settings)
+        if staging.settings_of(partial / "manifest.json") != settings:
+            _make(partial, opened, source, shapes, settings, old_parts, workers)
+        _tidy(partial)
+        staging.replace(folder, partial)
     return folder
 
 
-def _shapes(sizes: Sequence[Size], fit: str) -> list[tuple[int, int]]:
-    """(height, width) of each size, checked."""
+def _make(partial: Path, opened: sources.Source, source, shapes: list, settings: dict, old_parts, workers: int) -> None:
+    """All files of the folder; the manifest comes last."""
+    products, counts = _products(opened)
+    job = _Job(partial, opened.reader(), tuple(shapes), settings["fit"], masks=bool(counts["drawn"]))
+    _allocate(job, len(products))
+    facts, speed = _decode(job, products, workers)
+    if sources.open_source(source).fingerprint() != opened.fingerprint():
+        staging.discard(partial)
+        raise InputError(f"source {opened.path} was changed while it was read: run again when it is complete.")
+    manifest = _finish(job, products, facts, settings, old_parts)
+    manifest["counts"] = counts | manifest["counts"] | {"images_per_second": speed}
+    artifacts.write_json(partial / "manifest.json", {"settings": settings, **manifest})
+
+
+def _finished(folder: Path, settings: dict) -> bool:
+    """Whether the folder holds what these settings make, all arrays whole."""
+    if staging.settings_of(folder / "manifest.json") != settings:
+        return False
+    with contextlib.suppress(InputError):
+        prepared = images.load(folder)
+        for name in prepared.manifest["sha256"]:
+            kind, size = name.split("_")
+            prepared.array([int(side) for side in size.split("x")], kind)
+        return True
+    (folder / "manifest.json").unlink()  # not to be trusted any longer
+    return False
+
+
+def _tidy(partial: Path) -> None:
+    shutil.rmtree(partial / "facts", ignore_errors=True)
+    for name in ("settings.json", "thumbnails.npy"):
+        (partial / name).unlink(missing_ok=True)
+
+
+def _shapes(sizes: Sequence[Size], fit: str, seed: int, workers: int) -> list[tuple[int, int]]:
+    """(height, width) of each size; and all settings checked before hours of work depend on them."""
     if fit not in decoding.FITS:
         raise InputError(f"fit must be one of {', '.join(decoding.FITS)}; found {fit!r}.")
-    shapes = [(size, size) if isinstance(size, int) else tuple(size) for size in sizes]
-    if not shapes or any(len(shape) != 2 or min(shape) < 1 for shape in shapes):
+    if not isinstance(seed, int) or seed < 0 or not isinstance(workers, int) or workers == 0:
+        raise InputError(f"seed must be 0 or more and workers -1 or 1 or more; found {seed!r} and {workers!r}.")
+    pairs = (
+        [[size, size] if isinstance(size, int) else size for size in sizes] if isinstance(sizes, list | tuple) else []
+    )
+    if not pairs or any(not _is_pair(pair) for pair in pairs):
         raise InputError(f"sizes must be sides like 224 or pairs [height, width], at least one; found {sizes!r}.")
-    return shapes
+    return [tuple(pair) for pair in pairs]
+
+
+def _is_pair(pair: object) -> bool:
+    whole = isinstance(pair, list | tuple) and all(isinstance(side, int) and side > 0 for side in pair)
+    return whole and len(pair) == 2
 
 
 @dataclass(frozen=True)
@@ -142,7 +179,7 @@ def _check_unchanged(source: str | Path, opened: sources.Source, partial: Path) 
 
 
 def _allocate(job: _Job, count: int) -> None:
-    """Reserve the space of all arrays: a full disk is an error now, not a crash of the memory map later."""
+    """Reserve the space of all arrays: a full disk is an error now, not after hours of work."""
     if (job.folder / "facts").exists():
         return
     try:
@@ -153,7 +190,7 @@ def _allocate(job: _Job, count: int) -> None:
                     os.posix_fallocate(file.fileno(), 0, job.path(name).stat().st_size)
         (job.folder / "facts").mkdir()
     except OSError:
-        shutil.rmtree(job.folder)  # gives the space back; nothing has been decoded yet
+        staging.discard(job.folder)  # gives the space back; nothing has been decoded yet
         raise
 
 
@@ -165,43 +202,70 @@ def _decode(job: _Job, products: pd.DataFrame, workers: int) -> tuple[pd.DataFra
     from joblib import Parallel, delayed, effective_n_jobs
 
     members = list(zip(products["file"], products["mask"], strict=True))
-    chunks = {first: job.folder / "facts" / f"{first:09d}.json" for first in range(0, len(members), CHUNK)}
-    todo = [first for first, path in chunks.items() if not path.exists()]
-    done = len(members) - sum(len(members[first : first + CHUNK]) for first in todo)
-    tasks = (delayed(_decode_chunk)(job, members[first : first + CHUNK], first) for first in todo)
+    chunks = {first: members[first : first + CHUNK] for first in range(0, len(members), CHUNK)}
+    todo = [first for first, chunk in chunks.items() if _note(job, first, len(chunk)) is None]
+    done = len(members) - sum(len(chunks[first]) for first in todo)
+    tasks = (delayed(_decode_chunk)(job, chunks[first], first) for first in todo)
     with runtime.progress(None, "decoding", total=len(members), initial=done, unit="img") as bar:
         for count in Parallel(n_jobs=workers, prefer="threads", return_as="generator")(tasks):
             bar.update(count)
-    notes = [json.loads(path.read_text()) for path in chunks.values()]
+    notes = [_note(job, first, len(chunk)) for first, chunk in chunks.items()]
     seconds = sum(note["seconds"] for note in notes) / min(effective_n_jobs(workers), len(chunks))
     facts = pd.DataFrame([fact for note in notes for fact in note["facts"]], columns=FACTS)
     return facts.astype({"width": "int32", "height": "int32"}), round(len(members) / seconds, 1)
 
 
+def _note_path(job: _Job, first: int, count: int) -> Path:
+    return job.folder / "facts" / f"{first:09d}-{count}.json"
+
+
+def _note(job: _Job, first: int, count: int) -> dict | None:
+    """What a finished chunk says of its files; None where it is not finished."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(_note_path(job, first, count).read_text())
+
+
 def _decode_chunk(job: _Job, members: list, first: int) -> int:
     """Write rows first, first + 1, ... of every array, then the note that says so; returns the number of rows."""
     started = time.perf_counter()
-    arrays = {name: np.load(job.path(name), mmap_mode="r+") for name in job.arrays()}
-    largest = tuple(max(shape[axis] for shape in job.shapes) for axis in (0, 1))
-    facts = []
-    for row, (name, mask_name) in enumerate(members, start=first):
-        try:
-            picture, (width, height) = decoding.decode(job.source.read(name), largest)
-            mask = decoding.decode_mask(job.source.read(mask_name)) if mask_name else None
-        except decoding.UNREADABLE as error:
-            facts.append((0, 0, "", f"{type(error).__name__}: {error}"))
-            continue
-        for shape in job.shapes:
-            arrays[f"images_{size_name(shape)}"][row] = decoding.resize(
-                picture, shape, job.fit, original=(width, height)
-            )
-            if mask is not None:
-                arrays[f"masks_{size_name(shape)}"][row] = decoding.resize_mask(mask, shape, job.fit)
-        arrays["thumbnails"][row] = decoding.resize(picture, duplicates.THUMBNAIL, original=(width, height))
-        facts.append((width, height, decoding.digest(picture, (width, height)), None))
-    seconds = time.perf_counter() - started
-    artifacts.write_json(job.folder / "facts" / f"{first:09d}.json", {"seconds": seconds, "facts": facts})
+    rows = {name: np.zeros((len(members), *shape), np.uint8) for name, shape in job.arrays().items()}
+    facts = [
+        _decode_one(job, member, {name: array[i] for name, array in rows.items()}) for i, member in enumerate(members)
+    ]
+    for name, array in rows.items():
+        with job.path(name).open("r+b") as file:  # written, not mapped: a disk that fails is an error, not a crash
+            file.seek(np.load(job.path(name), mmap_mode="r").offset + first * array[0].nbytes)
+            file.write(array)
+    note = {"seconds": time.perf_counter() - started, "facts": facts}
+    artifacts.write_json(_note_path(job, first, len(members)), note)
     return len(members)
+
+
+def _decode_one(
+    job: _Job, member: tuple[str, str | None], rows: dict[str, np.ndarray]
+) -> tuple[int, int, str, str | None]:
+    """Decode one product into its row of every array; returns its FACTS.
+
+    What is wrong with the file itself is noted; a source that cannot be read ends the run, to be taken up later.
+    """
+    try:
+        data, mask = (job.source.read(name) if name else None for name in member)
+    except OSError as error:
+        raise sources.unreadable(job.source.path, error) from error
+    except ValueError as error:
+        return 0, 0, "", f"{type(error).__name__}: {error}"
+    wanted = (*job.shapes, duplicates.THUMBNAIL)
+    try:
+        picture, original = decoding.decode(data, tuple(max(shape[axis] for shape in wanted) for axis in (0, 1)))
+        mask = decoding.decode_mask(mask) if mask else None
+    except decoding.UNREADABLE as error:
+        return 0, 0, "", f"{type(error).__name__}: {error}"
+    for shape in job.shapes:
+        rows[f"images_{size_name(shape)}"][:] = decoding.resize(picture, shape, job.fit, original=original)
+        if mask is not None:
+            rows[f"masks_{size_name(shape)}"][:] = decoding.resize_mask(mask, shape, job.fit)
+    rows["thumbnails"][:] = decoding.resize(picture, duplicates.THUMBNAIL, original=original)
+    return *original, decoding.digest(picture, original), None
 
 
 # --- index and manifest -----------------------------------------------------------------------------------------------
@@ -245,35 +309,39 @@ def _group_and_split(index: pd.DataFrame, thumbnails: Path, settings: dict, old:
 
     index["perceptual_hash"] = duplicates.perceptual_hashes(read, len(index))
     exact = duplicates.equal_pairs(index["digest"])
-    near = np.concatenate([exact, duplicates.near_pairs(index["perceptual_hash"].to_numpy(), read)])
+    one_each = np.flatnonzero(~index["digest"].duplicated())  # equal pictures are linked already
+    hashes = index["perceptual_hash"].to_numpy()[one_each]
+    near = np.concatenate([exact, one_each[duplicates.near_pairs(hashes, lambda rows: read(one_each[rows]))]])
     pairs = near
     if settings["group_names"]:
-        pairs = np.concatenate([near, duplicates.equal_pairs(index["productDisplayName"])])
-    index["exact_group"], index["near_group"] = (
-        duplicates.groups(index["id"], exact),
-        duplicates.groups(index["id"], near),
-    )
-    index["group"] = duplicates.groups(index["id"], pairs)
+        names = index["productDisplayName"].replace("", pd.NA)
+        pairs = np.concatenate([near, duplicates.equal_pairs(names)])
+    for name, links in (("exact_group", exact), ("near_group", near), ("group", pairs)):
+        index[name] = duplicates.groups(index["id"], links)
     parts = (index["id"].map(old) if old is not None else pd.Series(pd.NA, index.index)).astype("string")
-    aside = duplicates.bridges(index["group"], parts)
+    aside = duplicates.bridges(pairs, index["group"], parts)
     if aside.any():  # without them, the groups that they link are apart again
         index["group"] = duplicates.groups(index["id"], pairs[~aside[pairs].any(axis=1)])
-    index["split"] = catalogue.split(index["label"], index["group"], seed=settings["seed"], previous=parts)
-    index.loc[aside, "split"] = catalogue.ASIDE
+    rest = index[~aside]
+    index["split"] = catalogue.split(rest["label"], rest["group"], seed=settings["seed"], previous=parts[~aside])
+    index["split"] = index["split"].fillna(catalogue.ASIDE)
     first = ["id", "label", "split", "group", "exact_group", "near_group", "perceptual_hash", "width", "height"]
     return index[[*first, *catalogue.COLUMNS[1:]]]
 
 
-def _old_parts(previous: str | Path) -> pd.Series | None:
+def _old_parts(previous: str | Path, folder: Path) -> pd.Series | None:
     """Part of each product, by id, of an earlier index.parquet."""
     if not previous:
         return None
+    path, wanted = Path(previous).expanduser(), "previous must be the index.parquet of an earlier preparation"
+    if path.resolve().parent == folder:
+        raise InputError(f"{wanted} elsewhere; {path} would be replaced by this one: copy it to another folder first.")
     try:
-        parts = pd.read_parquet(previous, columns=["id", "split"]).set_index("id")["split"]
+        parts = pd.read_parquet(path, columns=["id", "split"]).set_index("id")["split"]
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise InputError(
-            f"previous must be the index.parquet of an earlier preparation; {previous}: {error}"
-        ) from error
+        raise InputError(f"{wanted}; {path}: {error}") from error
+    if not parts.index.is_unique:
+        raise InputError(f"{wanted}; in {path} an id comes twice.")
     return parts[parts.isin(list(catalogue.SPLITS))]
 
 
@@ -293,80 +361,3 @@ def _keep_rows(path: Path, rows: np.ndarray, count: int, shape: tuple[int, ...])
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --- one at a time, resumable, and clear about what went wrong --------------------------------------------------------
-
-
-def _settings(path: Path) -> dict | None:
-    """The settings that a manifest (or the note of an unfinished preparation) was made with."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return json.loads(path.read_text())["settings"]
-
-
-@contextlib.contextmanager
-def _plain_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk and a folder that cannot be written into one line. What was finished stays as it is."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(_existing(folder)).free / 2**20
-            reason = f"the disk is full ({free:,.0f} MiB free): make room"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = (
-                f"{error.filename or folder} cannot be written ({error.strerror}): change its mode or FASHION_BUILD"
-            )
-        else:
-            raise
-        raise InputError(
-            f"{folder} was not prepared: {reason} and run again. Earlier results are as they were."
-        ) from error
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time prepare `folder`; the system frees the lock of a process that was killed."""
-    from filelock import FileLock, Timeout
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{folder.name}: another process is preparing it; waiting for that")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _begin(partial: Path, folder: Path, settings: dict) -> None:
-    """Make the folder to work in: an unfinished one with the same settings is taken up, another one is thrown away."""
-    for path in (folder / "manifest.json", partial / "settings.json"):
-        found = _settings(path)
-        if found and found != settings:
-            changed = ", ".join(key for key in settings if found.get(key) != settings[key])
-            print(f"{path.parent.name}: {changed} changed since; preparing again")
-    if _settings(partial / "settings.json") != settings:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        artifacts.write_json(partial / "settings.json", {"settings": settings})
-
-
-def _replace(folder: Path, partial: Path) -> None:
-    """Put the finished folder in the place of an earlier one, which stays until then."""
-    shutil.rmtree(partial / "facts", ignore_errors=True)
-    for name in ("settings.json", "thumbnails.npy"):
-        (partial / name).unlink(missing_ok=True)
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

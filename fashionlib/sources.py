@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import lzma
 import os
+import re
 import stat
 import zipfile
 import zlib
@@ -24,6 +26,15 @@ KAGGLE = {  # with the version: what is on disk is then found without a network
     "kaggle-small": "paramaggarwal/fashion-product-images-small/versions/1",
     "kaggle-full": "paramaggarwal/fashion-product-images-dataset/versions/1",
 }
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    OverflowError,
+)  # encrypted: RuntimeError
 MAX_MEMBER = 2**28  # bytes: a member of a zip that claims more is no product picture
 
 
@@ -40,34 +51,58 @@ class Source:
     ignored_copies: int  # nested identical catalogues, as Kaggle's archives have them
 
     def read(self, name: str) -> bytes:
-        """Bytes of a member. Raises OSError where it cannot be read, a damaged or encrypted zip entry included."""
+        """Bytes of a member.
+
+        Raises ValueError for a member that is at fault itself (a damaged or encrypted zip entry, an absurd size), and
+        OSError where the source cannot be read.
+        """
         if self.path.is_dir():
-            return (self.path / self.root / name).read_bytes()
+            path = self.path / self.root / name
+            if (size := path.stat().st_size) > MAX_MEMBER:
+                raise ValueError(f"{name} has {size:,} bytes; no product picture has more than {MAX_MEMBER:,}")
+            return path.read_bytes()
         try:
-            return _archive(self.path).read(self.root + name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-            raise OSError(f"damaged entry in {self.path.name}: {error}") from error
+            archive = _archive(self.path)
+            entry = archive.getinfo(self.root + name)
+            with archive.open(entry) as file:
+                return file.read(entry.file_size)  # no more than it claims, whatever is inside
+        except DAMAGED as error:
+            raise ValueError(f"damaged entry in {self.path.name}: {error}") from error
 
     def reader(self) -> Source:
         """The same source without its table of members: light enough to travel to a worker with every task."""
         return replace(self, sizes={})
 
     def members(self, folder: str, suffix: str) -> dict[int, str]:
-        """Product id -> member, for `<folder>/<id><suffix>`."""
-        paths = (PurePosixPath(name) for name in self.sizes)
+        """Product id -> member, for `<folder>/<id><suffix>`; an id has no leading zeros."""
+        paths = (PurePosixPath(name) for name in sorted(self.sizes))
         found = (path for path in paths if path.suffix.lower() == suffix and str(path.parent) == folder)
-        return {int(path.stem): str(path) for path in found if path.stem.isdecimal()}
+        return {int(path.stem): str(path) for path in found if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.stem)}
 
     def fingerprint(self) -> str:
-        """SHA-256 over styles.csv and the names, sizes and times of all members: changes with the source."""
-        digest = hashlib.sha256(self.read("styles.csv"))
-        if self.path.is_dir():
-            base = self.path / self.root
-            stamps = {name: (base / name).stat().st_mtime_ns for name in self.sizes}
-        else:
-            stamps = {name: _archive(self.path).getinfo(self.root + name).CRC for name in self.sizes}
+        """SHA-256 over styles.csv and the names, sizes and times of all members: changes with the source.
+
+        Raises InputError where the source cannot be read.
+        """
+        try:
+            digest = hashlib.sha256(self.read("styles.csv"))
+            if self.path.is_dir():
+                base = self.path / self.root
+                stamps = {name: (base / name).stat().st_mtime_ns for name in self.sizes}
+            else:
+                stamps = {name: _archive(self.path).getinfo(self.root + name).CRC for name in self.sizes}
+        except (OSError, ValueError, KeyError) as error:
+            raise unreadable(self.path, error) from error
         digest.update(repr(sorted((name, size, stamps[name]) for name, size in self.sizes.items())).encode())
         return digest.hexdigest()
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """The error for a source that cannot be read, or no longer.
+
+    Taught in: chapter 1.
+    """
+    return InputError(f"source {path} cannot be read ({error}): check that it is there, whole, and yours to read.")
 
 
 def _archive(path: Path) -> zipfile.ZipFile:
@@ -88,23 +123,36 @@ def open_source(source: str | Path) -> Source:
     Taught in: chapter 1.
     """
     path = _download(source) if source in KAGGLE else Path(source).expanduser().resolve()
-    if path.is_dir():
-        sizes = {str(p.relative_to(path).as_posix()): p.stat().st_size for p in path.rglob("*") if p.is_file()}
-    elif path.is_file():
-        sizes = _zip_members(path)
-    else:
-        raise InputError(
-            f"source {str(source)!r} does not exist: give a folder or zip with styles.csv and images/, or one of "
-            f"synthetic, {', '.join(KAGGLE)}."
-        )
-    return _locate(path, sizes)
+    try:
+        if not path.exists():
+            raise InputError(
+                f"source {str(source)!r} does not exist: give a folder or zip with styles.csv and images/, or one of "
+                f"synthetic, {', '.join(KAGGLE)}."
+            )
+        return _locate(path, _folder_members(path) if path.is_dir() else _zip_members(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _folder_members(path: Path) -> dict[str, int]:
+    """Files and sizes of a folder; a part of it that is closed to us is an error, not an empty part."""
+    members = {}
+    for folder, _, names in os.walk(path, onerror=_raise, followlinks=True):
+        for file in (Path(folder, name) for name in names):
+            if stat.S_ISREG((status := file.stat()).st_mode):
+                members[file.relative_to(path).as_posix()] = status.st_size
+    return members
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _zip_members(path: Path) -> dict[str, int]:
     """Members and sizes of a zip; refuses entries that would leave it (nothing is ever unpacked, all the same)."""
     try:
         entries = _archive(path).infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"source {path} is not a readable zip ({error}): download or copy it again.") from error
     for entry in entries:
         if entry.file_size > MAX_MEMBER:

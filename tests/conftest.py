@@ -4,6 +4,7 @@ A test marked `real_data` or `gpu` is deselected, counted and named at the end w
 test looks like a broken one, a silent one is forgotten.
 """
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -63,6 +64,19 @@ def encode(pixels: np.ndarray, file_format: str = "PNG", **options) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, file_format, **options)
     return stream.getvalue()
+
+
+@contextlib.contextmanager
+def ordinary_user():
+    """Root ignores modes: become nobody for a moment."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def csv_line(product, gender="Men", category="Apparel", name="Plain shirt") -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -92,7 +93,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\
 @settings(max_examples=60, deadline=None)
 @given(names=st.lists(st.lists(NAMES, min_size=1, max_size=4).map(",".join), min_size=1, max_size=5))
 def test_any_unquoted_name_comes_back(tmp_path_factory, names):
-    names = [name for name in names if not (len(name) > 1 and name[0] == name[-1] == '"')]
+    names = [name for name in names if not re.fullmatch(r'"([^"]|"")*"', name)]  # that would be a quoted one
     text = "\n".join([HEADER, *(csv_line(i, name=name) for i, name in enumerate(names))])
     table, malformed = read(tmp_path_factory.mktemp("names"), text)
     assert table["productDisplayName"].tolist() == names
@@ -109,6 +110,15 @@ def test_any_properly_written_name_comes_back(tmp_path_factory, names):
     table, malformed = read(tmp_path_factory.mktemp("names"), stream.getvalue())
     assert table["productDisplayName"].tolist() == names
     assert malformed == 0
+
+
+def test_quotes_within_a_name_are_part_of_it(tmp_path):
+    text = "\n".join(
+        [HEADER, csv_line(1, name='"Lee" men "Slim"'), csv_line(2, name='"A", "B"'), csv_line(3, name='"C, ""D"""')]
+    )
+    table, malformed = read(tmp_path, text)
+    assert table["productDisplayName"].tolist() == ['"Lee" men "Slim"', '"A", "B"', 'C, "D"']
+    assert malformed == 1
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

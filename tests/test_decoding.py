@@ -103,6 +103,18 @@ def test_photographs_are_within_a_grey_level_of_decoding_whole(scale, side):
         assert np.abs(difference).mean() < 1
 
 
+def test_padding_is_within_a_grey_level_too():
+    for pixels in load_sample_images().images:
+        enlarged = Image.fromarray(pixels).resize((1283, 961), Image.Resampling.BICUBIC)  # no multiples of 4
+        data = encode(np.asarray(enlarged), "JPEG", quality=90)
+        scaled, original = decoding.decode(data, (96, 96))
+        assert scaled.shape[1] < 1283
+        whole = np.asarray(Image.open(io.BytesIO(data)))
+        difference = decoding.resize(scaled, (96, 96), "pad", original=original).astype(float)
+        difference -= decoding.resize(whole, (96, 96), "pad")
+        assert np.abs(difference).mean() < 1
+
+
 def test_a_small_file_is_decoded_whole():
     pixels, original = decoding.decode(encode(bands(RED, BLUE), "JPEG"), (64, 64))
     assert (pixels.shape, original) == ((20, 10, 3), (10, 20))
@@ -179,13 +191,55 @@ def test_a_rotated_photograph_is_turned_upright(orientation):
         assert np.abs(part - colour).max() <= 6
 
 
+def with_tags(tags: bytes) -> bytes:
+    """A JPEG of a red band over a blue one, with `tags` in the place of its EXIF data."""
+    data, header = encode(bands(RED, BLUE), "JPEG", quality=95), b"Exif\0\0" + tags
+    return data[:2] + b"\xff\xe1" + (len(header) + 2).to_bytes(2, "big") + header + data[2:]
+
+
+def orientation_tag(kind: int, value: bytes) -> bytes:
+    """EXIF data with nothing but an orientation of the given TIFF type: 2 is text, 3 a whole number, 5 a fraction."""
+    return b"II*\0\x08\0\0\0\x01\0\x12\x01" + bytes([kind, 0, 1, 0, 0, 0]) + value.ljust(4, b"\0") + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        *(
+            orientation_tag(2, b"6"),
+            orientation_tag(3, b"\0"),
+            orientation_tag(3, b"\x09"),
+            orientation_tag(5, b"\x1a"),
+        ),
+        *(b"II*", b"II+\0\x08\0\0\0", b"junk", b""),
+    ],
+    ids=["text", "0", "9", "fraction", "short", "other", "junk", "none"],
+)
+def test_tags_that_make_no_sense_do_not_cost_the_picture(tags):
+    pixels, original = decoding.decode(with_tags(tags), (10, 5))
+    assert (pixels.shape, original) == ((20, 10, 3), (10, 20))
+    assert np.abs(pixels[2].astype(int) - RED).max() <= 6
+
+
+def test_a_rotated_cmyk_photograph():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn to the right
+    stream = io.BytesIO()
+    Image.fromarray(bands(RED, BLUE, height=80, width=80)).convert("CMYK").save(stream, "JPEG", quality=95, exif=exif)
+    pixels, original = decoding.decode(stream.getvalue(), (20, 40))
+    assert original == (160, 80)
+    small = decoding.resize(pixels, (20, 40), original=original).astype(int)
+    assert np.abs(small[:, 25:35] - RED).max() <= 6  # above became right
+    assert np.abs(small[:, 5:15] - BLUE).max() <= 6
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "cannot identify"),
-        (b"<html>404 not found</html>", "cannot identify"),
+        (b"", "an empty file is no picture"),
+        (b"<html>404 not found</html>", "begins with b'<html>404 no' is no picture"),
         (photograph()[:9000], "truncated"),
-        (solid(RED)[:60], "truncated|broken|cannot identify"),
+        (solid(RED)[:60], "truncated|broken|no picture"),
         (encode(np.zeros((8, 8), np.float32), "TIFF"), "mode F"),
     ],
     ids=["empty", "html", "jpeg", "png", "float"],

@@ -96,7 +96,25 @@ def test_conflicts_by_hand():
     assert duplicates.label_conflicts(group, label) == 1  # group 9 is both 0 and 1, group 5 is twice 2
 
 
+def bridges(pairs, previous) -> list[int]:
+    """Positions of the products that are set aside."""
+    pairs, previous = np.array(pairs).reshape(-1, 2), pd.Series(previous, dtype="string")
+    group = duplicates.groups(pd.Series(range(len(previous))), pairs)
+    return np.flatnonzero(duplicates.bridges(pairs, group, previous)).tolist()
+
+
 def test_bridges_by_hand():
-    group = pd.Series([1, 1, 1, 2, 2, 3])
-    previous = pd.Series(["train", "test", pd.NA, "train", pd.NA, pd.NA], dtype="string")
-    assert duplicates.bridges(group, previous).tolist() == [False, False, True, False, False, False]
+    old = ["train", "test", pd.NA, "train", pd.NA, pd.NA]
+    assert bridges([(0, 2), (1, 2), (3, 4)], old) == [2]  # 4 has one neighbour, 5 has none
+    # 2 would link the parts; 4 hangs on 0 alone, and 5 on 2 alone, which is gone
+    assert bridges([(0, 2), (1, 2), (0, 4), (2, 5)], old) == [2]
+    # 4 joins 0; 5 hangs on 4 and on 1
+    assert bridges([(0, 4), (4, 5), (1, 5)], old) == [5]
+    # 0 and 1 are old and keep their parts; what hangs on them can go to neither
+    assert bridges([(0, 1), (0, 2), (3, 5)], old) == [2]
+    assert bridges([], old) == []
+
+
+def test_missing_values_are_equal_to_nothing():
+    values = pd.Series(["a", None, "b", None, "a"])
+    assert duplicates.equal_pairs(values).tolist() == [[0, 4]]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BLUE, GREEN, RED, WHITE, csv_line, encode, solid, write_catalogue
+from conftest import BLUE, GREEN, RED, WHITE, csv_line, encode, ordinary_user, solid, write_catalogue
 from PIL import Image
 
 from fashionlib import catalogue, images, preparation
@@ -24,7 +24,8 @@ from fashionlib.runtime import InputError
 
 def prepare(tmp_path, pictures: dict[int, bytes], sizes=((8, 6),), **options) -> images.Prepared:
     source = write_catalogue(tmp_path / "catalogue", [csv_line(i) for i in pictures], pictures)
-    return images.load(preparation.prepare(source, tmp_path / "prepared", sizes=sizes, workers=1, **options))
+    options = {"workers": 1, **options}
+    return images.load(preparation.prepare(source, tmp_path / "prepared", sizes=sizes, **options))
 
 
 def numbered(product: int) -> bytes:
@@ -111,7 +112,8 @@ def test_unreadable_files_are_left_out_and_named(tmp_path):
     reasons = {entry["id"]: entry["reason"] for entry in prepared.manifest["unreadable"]}
     assert sorted(reasons) == [2, 4, 6]
     assert "truncated" in reasons[2]
-    assert "cannot identify image file" in reasons[4]
+    assert reasons[4] == "ValueError: an empty file is no picture of a known kind"
+    assert reasons[6] == "ValueError: a file that begins with b'<html>404 no' is no picture of a known kind"
     assert prepared.manifest["counts"]["unreadable_images"] == 3
     assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == [
         *("images_7x7.npy", "images_8x6.npy", "index.parquet", "manifest.json")
@@ -219,6 +221,11 @@ def test_a_preparation_that_fails_leaves_the_earlier_one(tmp_path):
         ({"sizes": []}, r"sizes must be sides .* found \[\]"),
         ({"sizes": [0]}, "sizes must be"),
         ({"sizes": [[80, 60, 3]]}, "sizes must be"),
+        ({"sizes": 224}, "sizes must be"),
+        ({"sizes": [64.0]}, "sizes must be"),
+        ({"sizes": ["64"]}, "sizes must be"),
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"workers": 0}, "workers -1 or 1 or more; found 0 and 0"),
     ],
 )
 def test_settings_that_cannot_be_used(tmp_path, options, message):
@@ -284,15 +291,29 @@ def test_a_new_product_that_links_two_parts_is_set_aside(tmp_path):
     assert sum(len(after.subset(part, (8, 6)).rows) for part in catalogue.SPLITS) == 40
 
 
-@pytest.mark.parametrize("content", [None, b"no parquet", "columns"])
+@pytest.mark.parametrize("content", [None, b"no parquet", "columns", "twice"])
 def test_a_previous_index_that_cannot_be_used(tmp_path, content):
     path = tmp_path / "index.parquet"
     if content == "columns":
         pd.DataFrame({"id": [1]}).to_parquet(path)
+    elif content == "twice":
+        pd.DataFrame({"id": [1, 1], "split": ["train", "test"]}).to_parquet(path)
     elif content:
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"previous must be the index\.parquet of an earlier preparation"):
         prepare(tmp_path, {1: solid(RED)}, previous=path)
+
+
+def test_the_index_that_would_be_replaced_cannot_be_the_previous_one(tmp_path):
+    prepared = prepare(tmp_path, {1: solid(RED)})
+    with pytest.raises(InputError, match="would be replaced by this one: copy it to another folder first"):
+        preparation.prepare(tmp_path / "c", prepared.folder, sizes=[8], previous=prepared.folder / "index.parquet")
+
+
+@pytest.mark.parametrize(("size", "sizes"), [((400, 265), [28]), ((100, 130), [8]), ((9, 7), [2])])
+def test_sizes_below_that_of_the_thumbnails(tmp_path, size, sizes):
+    prepared = prepare(tmp_path, {1: solid(RED, size, file_format="JPEG")}, sizes=sizes)
+    assert np.abs(prepared.array(sizes[0]).astype(int) - RED).max() <= 3
 
 
 # --- killed, crowded, starved -----------------------------------------------------------------------------------------
@@ -302,13 +323,13 @@ COMMAND = """
 import sys
 from fashionlib import preparation
 preparation.CHUNK = 5
-preparation.prepare(sys.argv[1], __import__("pathlib").Path(sys.argv[2]), sizes=[(8, 6), 96], workers=1)
+preparation.prepare(sys.argv[1], __import__("pathlib").Path(sys.argv[2]), sizes=eval(sys.argv[3]), workers=1)
 """
 
 
-def start(source: Path, folder: Path) -> subprocess.Popen:
+def start(source: Path, folder: Path, sizes: str = "[(8, 6), 96]") -> subprocess.Popen:
     """A preparation in a process of its own."""
-    arguments = [sys.executable, "-c", COMMAND, str(source), str(folder)]
+    arguments = [sys.executable, "-c", COMMAND, str(source), str(folder), sizes]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -320,7 +341,7 @@ def fingerprints(folder: Path) -> dict[str, bytes]:
 def large(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
     """A catalogue of 400 products, 3 of them unreadable, and what an undisturbed preparation makes of it."""
     folder = tmp_path_factory.mktemp("large")
-    pictures = PICTURES | {7: b"", 100: b"x", 333: numbered(1)[:500]}
+    pictures = PICTURES | {7: b"", 100: b"x", 333: numbered(1)[:100]}
     source = write_catalogue(folder / "catalogue", [csv_line(i) for i in pictures], pictures)
     process = start(source, folder / "undisturbed")
     assert process.wait() == 0, process.stdout.read()
@@ -347,7 +368,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, large):
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("step", ["_keep_rows", "_group_and_split", "_sha256", "_replace"])
+@pytest.mark.parametrize("step", ["_keep_rows", "_group_and_split", "_sha256", "_tidy"])
 def test_killed_while_it_finishes(tmp_path, large, step, monkeypatch):
     source, expected = large
     folder = tmp_path / "prepared"
@@ -356,9 +377,9 @@ def test_killed_while_it_finishes(tmp_path, large, step, monkeypatch):
 
     def killed_at_the_second_call(*arguments):
         calls.append(step)
-        if step == "_replace":
+        if step == "_tidy":
             (tmp_path / "prepared.partial" / "settings.json").unlink()
-        if len(calls) == 2 or step in ("_group_and_split", "_replace"):
+        if len(calls) == 2 or step in ("_group_and_split", "_tidy"):
             raise KeyboardInterrupt  # no handler of ours sees it: what is on disk stays as SIGKILL would leave it
         return original(*arguments)
 
@@ -369,6 +390,98 @@ def test_killed_while_it_finishes(tmp_path, large, step, monkeypatch):
     monkeypatch.setattr(preparation.decoding, "decode", None)  # nothing is decoded a second time
     preparation.prepare(source, folder, sizes=[(8, 6), 96], workers=1)
     assert fingerprints(folder) == expected
+
+
+@pytest.mark.parametrize("sizes", [[9], [8]], ids=["wanted", "earlier"])
+def test_killed_between_the_renames_nothing_is_lost(tmp_path, monkeypatch, sizes):
+    """The new result is beside its place, the earlier one too; whichever is asked for next is there."""
+    prepared = prepare(tmp_path, {1: solid(RED), 2: solid(GREEN)}, sizes=[8])
+    rename = Path.rename
+
+    def killed(path, target):
+        if path.name == "prepared.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        preparation.prepare(tmp_path / "catalogue", prepared.folder, sizes=[9], workers=1)
+    monkeypatch.undo()
+    assert not prepared.folder.exists()
+    monkeypatch.setattr(preparation.decoding, "decode", None)  # nothing is decoded a second time
+    folder = preparation.prepare(tmp_path / "catalogue", prepared.folder, sizes=sizes, workers=1)
+    assert images.load(folder).array(sizes[0]).shape == (2, sizes[0], sizes[0], 3)
+
+
+def test_a_source_that_goes_away_ends_the_run_and_loses_no_product(tmp_path, monkeypatch):
+    pictures = {i: numbered(i) for i in range(1, 21)}
+    source = write_catalogue(tmp_path / "catalogue", [csv_line(i) for i in pictures], pictures)
+    monkeypatch.setattr(preparation, "CHUNK", 5)
+    (source / "images").rename(tmp_path / "elsewhere")
+    (source / "images").symlink_to(tmp_path / "elsewhere")  # a share that is mounted
+    read = preparation.sources.Source.read
+
+    def unmounted(self, name):
+        if name == "images/8.jpg":
+            (source / "images").unlink()
+            (source / "images").symlink_to(tmp_path / "nowhere")
+        return read(self, name)
+
+    monkeypatch.setattr(preparation.sources.Source, "read", unmounted)
+    with pytest.raises(InputError, match=r"source .*catalogue cannot be read \(.*check that it is there"):
+        preparation.prepare(source, tmp_path / "prepared", sizes=[(8, 6)], workers=1)
+    monkeypatch.setattr(preparation.sources.Source, "read", read)
+    (source / "images").unlink()
+    (source / "images").symlink_to(tmp_path / "elsewhere")
+    prepared = images.load(preparation.prepare(source, tmp_path / "prepared", sizes=[(8, 6)], workers=1))
+    assert prepared.index["id"].tolist() == list(pictures)
+    assert prepared.manifest["counts"]["unreadable_images"] == 0
+
+
+def test_a_note_that_was_cut_short_is_not_believed(tmp_path, large, monkeypatch):
+    source, expected = large
+    process = start(source, tmp_path / "prepared")
+    partial = tmp_path / "prepared.partial"
+    while len(notes := list(partial.glob("facts/*.json"))) < 5:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    for note, content in zip(notes, (b"", b'{"sec'), strict=False):
+        note.write_bytes(content)
+    process = start(source, tmp_path / "prepared")
+    assert process.wait() == 0, process.stdout.read()
+    assert fingerprints(tmp_path / "prepared") == expected
+
+
+@pytest.mark.parametrize("harm", ["truncated", "deleted"])
+def test_a_damaged_array_is_noticed_and_made_again(tmp_path, harm):
+    prepared = prepare(tmp_path, {1: solid(RED), 2: solid(GREEN)}, sizes=[8, 9])
+    path, whole = prepared.folder / "images_9x9.npy", fingerprints(prepared.folder)
+    path.unlink() if harm == "deleted" else path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"images_9x9\.npy .* is damaged"):
+        prepared.array(9)
+    preparation.prepare(tmp_path / "catalogue", prepared.folder, sizes=[8, 9], workers=1)
+    assert fingerprints(prepared.folder) == whole
+
+
+def test_an_index_that_was_loaded_before_is_not_used_with_newer_arrays(tmp_path):
+    prepared = prepare(tmp_path, {1: solid(RED), 2: solid(GREEN)}, sizes=[8])
+    (tmp_path / "catalogue" / "images" / "1.jpg").write_bytes(solid(BLUE, (61, 80)))
+    preparation.prepare(tmp_path / "catalogue", prepared.folder, sizes=[8], workers=1)
+    with pytest.raises(InputError, match="newer than what was loaded: restart the notebook"):
+        prepared.array(8)
+
+
+def test_two_with_different_settings_take_turns(tmp_path, large):
+    source, expected = large
+    processes = [start(source, tmp_path / "prepared", sizes) for sizes in ("[(8, 6), 96]", "[7]")]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    prepared = images.load(tmp_path / "prepared")
+    if prepared.manifest["settings"]["sizes"] == ["7x7"]:
+        assert prepared.array(7).shape == (396, 7, 7, 3)
+        preparation.prepare(source, tmp_path / "prepared", sizes=[(8, 6), 96], workers=1)
+    assert fingerprints(tmp_path / "prepared") == expected
 
 
 def test_two_at_once_do_not_disturb_each_other(tmp_path, large):
@@ -430,19 +543,6 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path, large, monkeypatch):
         images.load(preparation.prepare(source, disk / "prepared", sizes=[96], workers=1))
 
 
-@contextlib.contextmanager
-def ordinary_user():
-    """Root ignores modes: become nobody for a moment."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
 def test_a_folder_that_cannot_be_written(large):
     source, _ = large
     base = Path(tempfile.mkdtemp(dir="/var/tmp"))  # pytest's own folders are closed to other users
@@ -498,7 +598,7 @@ def test_memory_does_not_grow_with_the_catalogue(tmp_path):
         pictures = {i: PICTURES[i % 250 + 1] for i in range(1, count + 1)}
         source = write_catalogue(tmp_path / f"catalogue-{count}", [csv_line(i) for i in pictures], pictures)
         command = COMMAND + "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        arguments = [sys.executable, "-c", command, str(source), str(tmp_path / f"prepared-{count}")]
+        arguments = [sys.executable, "-c", command, str(source), str(tmp_path / f"prepared-{count}"), "[(8, 6), 96]"]
         result = subprocess.run(arguments, capture_output=True, text=True, check=True)
         peaks.append(int(result.stdout.split()[-1]) / 1024)  # MiB
     assert (tmp_path / "prepared-2400" / "images_96x96.npy").stat().st_size > 60 * 2**20

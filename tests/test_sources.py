@@ -3,12 +3,16 @@
 import http.server
 import io
 import pickle
+import shutil
 import stat
+import tempfile
 import threading
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
-from conftest import csv_line, solid, write_catalogue
+from conftest import csv_line, ordinary_user, solid, write_catalogue
 
 from fashionlib import artifacts, catalogue, sources
 from fashionlib.runtime import InputError
@@ -62,6 +66,7 @@ def test_members_are_named_by_id(tmp_path):
     folder = write_catalogue(tmp_path / "c", [csv_line(1)], {1: b"a", 20: b"b"})
     (folder / "images" / "3.JPG").write_bytes(b"c")
     (folder / "images" / "cover.jpg").write_bytes(b"d")
+    (folder / "images" / "01.jpg").write_bytes(b"g")  # an id has no leading zeros
     (folder / "images" / "4.txt").write_bytes(b"e")
     (folder / "images" / "old").mkdir()
     (folder / "images" / "old" / "5.jpg").write_bytes(b"f")
@@ -108,9 +113,9 @@ def damage(path, data: bytes):
     return path
 
 
-def test_a_damaged_entry_is_an_oserror_and_a_damaged_table_a_sentence(tmp_path):
+def test_a_damaged_entry_is_a_valueerror_and_a_damaged_table_a_sentence(tmp_path):
     picture = damage(write_zip(tmp_path / "picture.zip", members_of()), solid("red"))
-    with pytest.raises(OSError, match=r"damaged entry in picture\.zip"):
+    with pytest.raises(ValueError, match=r"damaged entry in picture\.zip"):
         sources.open_source(picture).read("images/1.jpg")
     table = damage(write_zip(tmp_path / "table.zip", members_of()), HEADER.encode())
     with pytest.raises(InputError, match=r"styles\.csv of .* cannot be read"):
@@ -167,13 +172,56 @@ def test_an_entry_of_absurd_size_is_refused(tmp_path):
         sources.open_source(path)
 
 
-def test_an_entry_that_lies_about_its_size_is_an_oserror(tmp_path):
+def test_an_entry_that_lies_about_its_size_is_a_valueerror(tmp_path):
     path = write_zip(tmp_path / "liar.zip", members_of())
     content = path.read_bytes()
     size = len(solid("red")).to_bytes(4, "little")
     path.write_bytes(content.replace(size, (10).to_bytes(4, "little")))
-    with pytest.raises(OSError, match=r"liar\.zip"):
+    with pytest.raises(ValueError, match=r"liar\.zip"):
         sources.open_source(path).read("images/1.jpg")
+
+
+def test_a_compressed_entry_that_lies_costs_no_more_than_it_claims(tmp_path):
+    """A quarter of a gigabyte that claims to be ten bytes."""
+    path = tmp_path / "liar.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("styles.csv", f"{HEADER}\n{csv_line(1)}\n")
+        archive.writestr("images/1.jpg", bytes(2**28))
+    content = path.read_bytes()
+    path.write_bytes(content.replace((2**28).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    source = sources.open_source(path)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"liar\.zip"):
+        source.read("images/1.jpg")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_a_file_of_absurd_size_is_not_read(tmp_path):
+    folder = write_catalogue(tmp_path / "c", [csv_line(1)], {1: b""})
+    with (folder / "images" / "1.jpg").open("wb") as file:
+        file.truncate(2**28 + 1)  # a hole, which takes no space
+    with pytest.raises(ValueError, match="268,435,457 bytes"):
+        sources.open_source(folder).read("images/1.jpg")
+
+
+def test_a_folder_that_is_closed_to_us_is_one_line():
+    base = Path(tempfile.mkdtemp(dir="/var/tmp"))  # pytest's own folders are closed to other users
+    try:
+        base.chmod(0o755)
+        folder = write_catalogue(base / "c", [csv_line(1)], {1: solid("red")})
+        (folder / "images").chmod(0)
+        with (
+            ordinary_user(),
+            pytest.raises(InputError, match=r"cannot be read \(.*Permission denied.*yours to read\.$"),
+        ):
+            sources.open_source(folder)
+        (folder / "images").chmod(0o755)
+        (folder / "styles.csv").chmod(0)
+        with ordinary_user(), pytest.raises(InputError, match="cannot be read"):
+            sources.open_source(folder).fingerprint()
+    finally:
+        shutil.rmtree(base)
 
 
 def test_a_reader_is_light_and_reads_the_same(tmp_path):

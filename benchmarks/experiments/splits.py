@@ -45,6 +45,7 @@ def measure(prepared: images.Prepared, rule: str, parts: pd.Series) -> dict:
     rows = {part: np.flatnonzero(parts == part) for part in catalogue.SPLITS}
     labels = index["label"].to_numpy("int64")
     sets = {part: images.ImageSet(array, chosen, labels[chosen]) for part, chosen in rows.items()}
+    runtime.seed_everything(0)  # the same first weights under every rule
     model = classifier.build("resnet10", stem="small")
     checkpoint = prepared.folder.parent / f"{rule}.safetensors"
     settings = {"split": rule, "data": prepared.checksum(SIZE)}
@@ -66,7 +67,6 @@ def main() -> None:
     work = runtime.build_root() / "experiments" / "splits"
     source = folder / "fashion-product-images-small.zip"
     prepared = images.load(preparation.prepare(source, work / "prepared", sizes=[SIZE]))
-    runtime.seed_everything(0)
     rows, results = [], {}
     for rule, parts in splits(prepared.index).items():
         results[rule] = measure(prepared, rule, parts)
