@@ -76,8 +76,7 @@ library = $(patsubst %,fashionlib/%.py,$(1))
 executed = $(patsubst %,$(OUT)/notebooks/%.ipynb,$(1))
 
 $(call executed,01_data_preparation): $(call library,$(DATA) sources decoding duplicates staging preparation synthetic plots) fashionlib/drawings.txt
-$(call executed,02_resnet152): $(call library,$(DATA) classifier plots) $(call executed,01_data_preparation) \
-	benchmarks/results/splits.json
+$(call executed,02_resnet152): $(call library,$(DATA) classifier plots) $(call executed,01_data_preparation)
 $(call executed,03_guided_backprop): $(call library,$(DATA) classifier saliency plots) $(call executed,02_resnet152)
 $(call executed,04_average_saliency): $(call library,$(DATA) classifier saliency plots) $(call executed,03_guided_backprop)
 $(call executed,05_dcgan): $(call library,$(DATA) classifier dcgan plots) $(call executed,02_resnet152)
