@@ -134,7 +134,8 @@ def fit(
 
     The study's recipe is optimizer="adam", schedule="constant", learning_rate=1e-4; "one-cycle" warms up over the
     first fifth of the steps and then falls to zero (Smith and Topin 2019). flip, crop: see `images.batches`.
-    half_size_epochs: so many first epochs see the pictures at half their height and width, in a quarter of the time.
+    half_size_epochs: so many first epochs see the pictures at half their height and width, in a quarter of the time,
+    the validation part included.
     checkpoint: a file that is written after every epoch; a run that was stopped goes on from it, a finished one
     returns at once. settings: what names the model and the data there (`images.Prepared.checksum`).
     Raises InputError for an unknown option, or where the loss is no longer finite. Taught in: chapter 2.
@@ -173,16 +174,15 @@ def fit(
             images.epoch_seed(seed, epoch)
         )  # dropout: a resumed run draws what the first would have drawn
         options = {"batch_size": batch_size, "device": device, "epoch": epoch, "seed": seed, "flip": flip, "crop": crop}
+        network = nn.Sequential(nn.AvgPool2d(2), model) if epoch < half_size_epochs else model
         batches = images.batches(train, **options)
-        if epoch < half_size_epochs:
-            batches = ((F.avg_pool2d(pixels, 2), labels) for pixels, labels in batches)
-        loss, accuracy = _epoch(model, batches, steps, update, rates, label_smoothing, precision)
+        loss, accuracy = _epoch(network, batches, steps, update, rates, label_smoothing, precision)
         record = {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy}
         record |= {"learning_rate": rates.get_last_lr()[0], "seconds": time.perf_counter() - started}
         if not math.isfinite(loss):
             raise InputError(f"the loss is {loss} in epoch {epoch + 1}: lower learning_rate = {learning_rate}.")
         if validation is not None:
-            logits, labels = predict(model, validation, device=device, precision=precision)
+            logits, labels = predict(network, validation, device=device, precision=precision)
             record["validation_loss"] = F.cross_entropy(logits, labels).item()
             record["validation_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
         history.append(record)

@@ -134,8 +134,8 @@ def test_fit_learns_an_easy_task_and_records_every_epoch(data):
 def test_the_first_epochs_may_see_half_the_size(data):
     sizes, model = [], nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 6))
     model.register_forward_pre_hook(lambda _, arguments: sizes.append(tuple(arguments[0].shape[2:])))
-    classifier.fit(model, data, half_size_epochs=2, **RECIPE)
-    assert sizes == [(8, 8)] * 6 + [(16, 16)] * 3  # three batches an epoch
+    classifier.fit(model, data, data, half_size_epochs=2, **RECIPE)
+    assert sizes == [(8, 8)] * 8 + [(16, 16)] * 4  # three batches an epoch, and one of validation
 
 
 def test_training_accuracy_is_over_samples_not_over_batches(data):
