@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 BUILD := $(or $(FASHION_BUILD),build)
 OUT := $(BUILD)/$(PROFILE)
-CHAPTERS := 01_data_preparation 02_resnet152 03_guided_backprop 04_average_saliency 05_dcgan 06_summary
+CHAPTERS := 01_data_preparation 02_resnet152 02b_comparisons 03_guided_backprop 04_average_saliency 05_dcgan 06_summary
 PROFILES := sample $(notdir $(wildcard profiles/*))
 EXECUTED := $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
 BENCHMARKS := $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py))
@@ -72,15 +72,17 @@ check: .venv/.installed
 # --- chapters ----------------------------------------------------------------------------------------------------------
 
 DATA := runtime artifacts catalogue images
+NETWORK := $(DATA) decoding training classifier
 library = $(patsubst %,fashionlib/%.py,$(1))
 executed = $(patsubst %,$(OUT)/notebooks/%.ipynb,$(1))
 
 $(call executed,01_data_preparation): $(call library,$(DATA) sources decoding duplicates staging preparation synthetic plots) fashionlib/drawings.txt
-$(call executed,02_resnet152): $(call library,$(DATA) classifier plots) $(call executed,01_data_preparation)
-$(call executed,03_guided_backprop): $(call library,$(DATA) classifier saliency plots) $(call executed,02_resnet152)
-$(call executed,04_average_saliency): $(call library,$(DATA) classifier saliency plots) $(call executed,03_guided_backprop)
-$(call executed,05_dcgan): $(call library,$(DATA) classifier dcgan plots) $(call executed,02_resnet152)
-$(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $(call executed,04_average_saliency 05_dcgan)
+$(call executed,02_resnet152): $(call library,$(NETWORK) evaluation plots) $(call executed,01_data_preparation)
+$(call executed,02b_comparisons): $(call library,$(NETWORK) evaluation baselines plots) $(call executed,02_resnet152)
+$(call executed,03_guided_backprop): $(call library,$(NETWORK) saliency plots) $(call executed,02_resnet152)
+$(call executed,04_average_saliency): $(call library,$(NETWORK) saliency plots) $(call executed,03_guided_backprop)
+$(call executed,05_dcgan): $(call library,$(NETWORK) dcgan plots) $(call executed,02_resnet152)
+$(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $(call executed,02b_comparisons 04_average_saliency 05_dcgan)
 
 # To a temporary name, renamed on success: papermill leaves a newer, broken output where a cell fails.
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml

@@ -278,6 +278,21 @@ def notebook_parameters(path: Path) -> dict:
     return {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)}
 
 
+def parameters_of(chapter: str, profile: str) -> dict:
+    """A chapter's parameters under a profile: its notebook's defaults, and what the profile's file changes.
+
+    Raises InputError for an unknown profile. Taught in: chapter 2.
+    """
+    root = runtime.project_root()
+    defaults = notebook_parameters(root / "notebooks" / f"{chapter}.ipynb")
+    if profile == "sample":
+        return defaults
+    path = root / "profiles" / profile / f"{chapter}.yml"
+    if not path.exists():
+        raise InputError(f"profile must be sample or a folder of profiles/ with {path.name}; found {profile!r}.")
+    return defaults | read_profile(path, defaults)
+
+
 def read_profile(path: Path, defaults: dict) -> dict:
     """Parameters of one profile file, checked against the notebook's defaults. Raises InputError for a mistake."""
     import yaml

@@ -1,19 +1,22 @@
-"""The classifier: any torchvision network on the six classes: build, fit, predict, evaluate.
+"""The classifier: any torchvision network on the six classes: build, train, use.
 
     model = classifier.build("resnet152", weights="imagenet")
-    history = classifier.fit(model, prepared.subset("train", 224), prepared.subset("validation", 224), epochs=25, ...)
+    recipe = classifier.Recipe(epochs=25, batch_size=256, learning_rate=1e-4)
+    history = classifier.fit(model, prepared.subset("train", 224), prepared.subset("validation", 224), recipe=recipe)
     logits, labels = classifier.predict(model, prepared.subset("test", 224))
-    metrics = classifier.evaluate(logits, labels)
 
-Metrics are taken from all logits at once, never as a mean of batch means: the last batch is shorter.
+    python -m fashionlib.classifier predict photo.jpg --run small      # a picture of your own
+    accelerate launch -m fashionlib.classifier fit --profile full      # chapter 2's training on all GPUs
+
+`Recipe`, `fit` and `predict` live in `fashionlib.training`, what a result consists of in `fashionlib.evaluation`.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
 import pickle
-import time
-from collections.abc import Sequence
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +25,15 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
 
-from fashionlib import artifacts, images, runtime
+from fashionlib import artifacts, decoding, images, runtime
 from fashionlib.catalogue import CLASS_NAMES
-from fashionlib.images import ImageSet
+from fashionlib.images import ImageSet, Prepared
 from fashionlib.runtime import InputError
+from fashionlib.training import Recipe, fit, predict
 
-VERSION = 2  # of the training: raise it when the same settings would give other weights
+__all__ = ["Recipe", "build", "classify", "features", "fit", "load", "predict", "probe", "train"]
 STEMS = ("imagenet", "small")
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-SCHEDULES = ("constant", "one-cycle")
 
 
 # --- build ------------------------------------------------------------------------------------------------------------
@@ -106,238 +107,93 @@ def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], origin: str
     model.load_state_dict(fitting, strict=False)
 
 
-# --- fit --------------------------------------------------------------------------------------------------------------
+# --- train ------------------------------------------------------------------------------------------------------------
 
 
-def fit(
-    model: nn.Module,
-    train: ImageSet,
-    validation: ImageSet | None = None,
+def train(
+    prepared: Prepared,
+    folder: Path,
+    recipe: Recipe,
     *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    optimizer: str = "adamw",
-    weight_decay: float = 0.0,
-    schedule: str = "one-cycle",
-    label_smoothing: float = 0.0,
-    flip: bool = False,
-    crop: int = 0,
-    half_size_epochs: int = 0,
-    seed: int = 0,
-    device: torch.device | str = "auto",
-    precision: str = "auto",
-    checkpoint: Path | None = None,
-    settings: dict | None = None,
-) -> list[dict]:
-    """Train `model` in place; one dictionary an epoch: losses, accuracies, learning rate, seconds.
+    architecture: str,
+    size: images.Size,
+    weights: str = "none",
+    stem: str = "imagenet",
+    probe_first: bool = False,
+    **options,
+) -> tuple[nn.Module, list[dict]]:
+    """Build a network, train it on the part `train`, and write `classifier.safetensors` into `folder`.
 
-    The study's recipe is optimizer="adam", schedule="constant", learning_rate=1e-4; "one-cycle" warms up over the
-    first fifth of the steps and then falls to zero (Smith and Topin 2019). flip, crop: see `images.batches`.
-    half_size_epochs: so many first epochs see the pictures at half their height and width, in a quarter of the time,
-    the validation part included.
-    checkpoint: a file that is written after every epoch; a run that was stopped goes on from it, a finished one
-    returns at once. settings: what names the model and the data there (`images.Prepared.checksum`).
-    Raises InputError for an unknown option, or where the loss is no longer finite. Taught in: chapter 2.
+    probe_first: begin with the head that fits the first weights' features best (`probe`), so that the first steps do
+    not spoil the body. options: those of `fit`. Returns the network and what `fit` returns. The checkpoint beside the
+    weights makes a second call go on, or return at once: chapter 2 takes over what `accelerate launch` has trained.
+    Taught in: chapter 2.
     """
-    if optimizer not in OPTIMIZERS or schedule not in SCHEDULES:
-        raise InputError(
-            f"optimizer must be one of {', '.join(OPTIMIZERS)} and schedule one of {', '.join(SCHEDULES)}; "
-            f"found {optimizer!r} and {schedule!r}."
-        )
-    device = runtime.device(device) if isinstance(device, str) else device
-    model.to(device)
-    steps = math.ceil(len(train.rows) / batch_size)
-    update = OPTIMIZERS[optimizer](model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    rates = _schedule(update, schedule, learning_rate, epochs * steps)
-    recipe = {
-        **{
-            "version": VERSION,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "optimizer": optimizer,
-        },
-        **{"weight_decay": weight_decay, "schedule": schedule, "label_smoothing": label_smoothing, "flip": flip},
-        **{
-            "crop": crop,
-            "half_size_epochs": half_size_epochs,
-            "seed": seed,
-            "precision": runtime.resolve_precision(device, precision),
-            **(settings or {}),
-        },
-    }
-    history = _resume(checkpoint, recipe, model, update, rates)
-    for epoch in range(len(history), epochs):
-        started = time.perf_counter()
-        torch.manual_seed(
-            images.epoch_seed(seed, epoch)
-        )  # dropout: a resumed run draws what the first would have drawn
-        options = {"batch_size": batch_size, "device": device, "epoch": epoch, "seed": seed, "flip": flip, "crop": crop}
-        network = nn.Sequential(nn.AvgPool2d(2), model) if epoch < half_size_epochs else model
-        batches = images.batches(train, **options)
-        loss, accuracy = _epoch(network, batches, steps, update, rates, label_smoothing, precision)
-        record = {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy}
-        record |= {"learning_rate": rates.get_last_lr()[0], "seconds": time.perf_counter() - started}
-        if not math.isfinite(loss):
-            raise InputError(f"the loss is {loss} in epoch {epoch + 1}: lower learning_rate = {learning_rate}.")
-        if validation is not None:
-            logits, labels = predict(network, validation, device=device, precision=precision)
-            record["validation_loss"] = F.cross_entropy(logits, labels).item()
-            record["validation_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
-        history.append(record)
-        if checkpoint is not None:
-            state = {"model": model.state_dict(), "optimizer": update.state_dict(), "schedule": rates.state_dict()}
-            artifacts.save_checkpoint(checkpoint, {**state, "history": history}, settings=recipe)
-    return history
+    runtime.seed_everything(recipe.seed)
+    model = build(architecture, weights=weights, stem=stem)
+    settings = {"architecture": architecture, "stem": stem, "size": size, "classes": len(CLASS_NAMES)}
+    settings |= {"weights": weights, "fit": prepared.manifest["settings"]["fit"]}
+    checkpoint = folder / "classifier.checkpoint.safetensors"
+    parts = (prepared.subset("train", size), prepared.subset("validation", size))
+    if probe_first and not checkpoint.exists():
+        probe(model, parts[0], device=options.get("device", "auto"), precision=options.get("precision", "auto"))
+    key = {**settings, "probe_first": probe_first, "data": prepared.checksum(size)}
+    history = fit(model, *parts, recipe=recipe, checkpoint=checkpoint, settings=key, **options)
+    if runtime.processes()[0] == 0:
+        artifacts.save_weights(folder / "classifier.safetensors", model, settings)
+    return model, history
 
 
-def _schedule(update: torch.optim.Optimizer, name: str, learning_rate: float, steps: int):
-    if name == "constant":
-        return torch.optim.lr_scheduler.LambdaLR(update, _unchanged)
-    return torch.optim.lr_scheduler.OneCycleLR(update, learning_rate, total_steps=steps + 1, pct_start=0.2)
+def features(model: nn.Module, data: ImageSet, **options) -> torch.Tensor:
+    """What the network's last linear layer receives: float32 (M, features) on the CPU; one forward pass a picture.
 
-
-def _unchanged(_step: int) -> float:
-    return 1.0
-
-
-def _resume(checkpoint: Path | None, recipe: dict, model: nn.Module, update, rates) -> list[dict]:
-    """Bring model, optimizer and schedule to where the checkpoint stopped; returns the epochs done so far."""
-    state = artifacts.load_checkpoint(checkpoint, settings=recipe) if checkpoint is not None else None
-    if state is None:
-        return []
-    model.load_state_dict(state["model"])
-    artifacts.restore_optimizer(update, state["optimizer"])
-    rates.load_state_dict(state["schedule"])
-    return state["history"]
-
-
-def _epoch(model, batches, steps, update, rates, label_smoothing, precision) -> tuple[float, float]:
-    """One pass over the training part; the mean loss and accuracy over all its samples, as they were seen."""
-    model.train()
-    total_loss, correct, count = 0.0, 0, 0
-    for pixels, labels in runtime.progress(batches, "training", total=steps, unit="batch"):
-        with runtime.autocast(pixels.device, precision):
-            logits = model(pixels)
-            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        update.zero_grad(set_to_none=True)
-        loss.backward()
-        update.step()
-        rates.step()
-        total_loss += loss.detach().float() * len(labels)  # stays on the device: no synchronisation a step
-        correct += (logits.argmax(1) == labels).sum()
-        count += len(labels)
-    return float(total_loss) / count, float(correct) / count
-
-
-# --- predict and evaluate ---------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module,
-    data: ImageSet,
-    *,
-    batch_size: int = 256,
-    device: torch.device | str = "auto",
-    precision: str = "auto",
-    flip: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits float32 (M, classes) and labels int64 (M,) of all samples, on the CPU, in the order of `data.rows`.
-
-    flip: average the logits of each picture and its mirror image (test-time augmentation). The model is evaluated in
-    `eval()` and left in the mode it came in. Taught in: chapter 2.
+    options: those of `predict`. Raises InputError for a network without a linear layer. Taught in: chapter 2.
     """
-    device = runtime.device(device) if isinstance(device, str) else device
-    training = model.training
-    model.to(device).eval()
-    logits = []
+    received = []
+    hook = _head(model).register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float().cpu()))
     try:
-        for pixels, _ in images.batches(data, batch_size=batch_size, device=device):
-            with runtime.autocast(device, precision):
-                output = model(pixels)
-                if flip:
-                    output = (output + model(pixels.flip(3))) / 2
-            logits.append(output.float().cpu())
+        predict(model, data, **options)
     finally:
-        model.train(training)
-    return torch.cat(logits), torch.from_numpy(data.labels)
+        hook.remove()
+    return torch.cat(received)
 
 
-def accuracy_interval(correct: int, count: int) -> list[float]:
-    """Wilson's 95 % confidence interval of a proportion (Wilson 1927). Taught in: chapter 2."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(int(correct), int(count)).proportion_ci(method="wilson")
-    return [float(interval.low), float(interval.high)]
-
-
-def difference_interval(first: tuple[int, int], second: tuple[int, int]) -> list[float]:
-    """95 % interval of the difference of two accuracies, each (correct, count), first minus second (Newcombe 1998).
-
-    Newcombe's hybrid score interval, from the Wilson intervals of the two. Taught in: chapter 2.
-    """
-    p, q = first[0] / first[1], second[0] / second[1]
-    (p_low, p_high), (q_low, q_high) = accuracy_interval(*first), accuracy_interval(*second)
-    return [p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)]
+def _head(model: nn.Module) -> nn.Linear:
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise InputError(f"{type(model).__name__} has no linear layer at its end that could be probed.")
+    return linear[-1]
 
 
-def recall_equality(confusion: Sequence[Sequence[int]]) -> float:
-    """p-value of the chi-square test that every class has the same recall, from a confusion matrix (true x predicted).
-
-    Small values speak against "every class is found equally well". Pearson 1900. Taught in: chapter 2.
-    """
-    from scipy.stats import chi2_contingency
-
-    matrix = np.asarray(confusion)
-    matrix = matrix[matrix.sum(1) > 0]
-    right = np.asarray(confusion).diagonal()[np.asarray(confusion).sum(1) > 0]
-    table = np.stack([right, matrix.sum(1) - right])
-    return float(chi2_contingency(table).pvalue) if (table.sum(1) > 0).all() else 1.0
-
-
-def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
-    """Everything a result consists of, from logits (M, 6) and labels (M,).
-
-    Keys: count, accuracy, accuracy_ci95, macro_f1, precision[6], recall[6], confusion[6][6] (rows are true classes),
-    recall_equality_p (`recall_equality`),
-    true_distribution[6], predicted_distribution[6], expected_calibration_error (15 bins; Guo et al. 2017),
-    gender_errors, category_errors, both_errors. Taught in: chapter 2.
-    """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    predicted, classes = logits.argmax(1), range(len(CLASS_NAMES))
-    correct = int((predicted == labels).sum())
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0.0)
-    gender, category = predicted % 2 != labels % 2, predicted // 2 != labels // 2  # class = 2 * category + gender
-    return {
-        "count": len(labels),
-        "accuracy": correct / len(labels),
-        "accuracy_ci95": accuracy_interval(correct, len(labels)),
-        "macro_f1": float(f1.mean()),
-        "precision": precision.tolist(),
-        "recall": recall.tolist(),
-        "confusion": (matrix := confusion_matrix(labels, predicted, labels=classes)).tolist(),
-        "recall_equality_p": recall_equality(matrix),
-        "true_distribution": distribution(labels),
-        "predicted_distribution": distribution(predicted),
-        "expected_calibration_error": float(
-            multiclass_calibration_error(logits.softmax(1), labels, num_classes=len(classes), n_bins=15)
-        ),
-        "gender_errors": int((gender & ~category).sum()),
-        "category_errors": int((~gender & category).sum()),
-        "both_errors": int((gender & category).sum()),
-    }
-
-
-def distribution(labels: torch.Tensor | np.ndarray) -> list[float]:
-    """Share of each of the six classes.
+def linear_probe(inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (6, features) and bias (6,) of the logistic regression on standardised features (scikit-learn's).
 
     Taught in: chapter 2.
     """
-    return (np.bincount(np.asarray(labels), minlength=len(CLASS_NAMES)) / len(labels)).tolist()
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(inputs.numpy())
+    regression = LogisticRegression(C=0.01, max_iter=300).fit(scaler.transform(inputs.numpy()), labels.numpy())
+    weight = np.zeros((len(CLASS_NAMES), inputs.shape[1]))
+    bias = np.full(len(CLASS_NAMES), -1e3)  # of a class that the training part lacks
+    weight[regression.classes_] = regression.coef_ / scaler.scale_
+    bias[regression.classes_] = regression.intercept_ - (regression.coef_ / scaler.scale_) @ scaler.mean_
+    return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+
+
+def probe(model: nn.Module, data: ImageSet, **options) -> None:
+    """Set the network's head to the `linear_probe` of its own features; the body stays as it is (Kumar et al. 2022).
+
+    options: those of `predict`. Taught in: chapter 2.
+    """
+    weight, bias = linear_probe(features(model, data, **options), torch.from_numpy(data.labels))
+    with torch.no_grad():
+        _head(model).weight.copy_(weight)
+        _head(model).bias.copy_(bias)
+
+
+# --- use --------------------------------------------------------------------------------------------------------------
 
 
 def load(folder: Path, device: torch.device | str = "auto") -> tuple[nn.Module, dict]:
@@ -351,3 +207,54 @@ def load(folder: Path, device: torch.device | str = "auto") -> tuple[nn.Module, 
     model = build(settings["architecture"], stem=settings["stem"])
     artifacts.load_weights(path, model)
     return model.to(device).eval(), settings
+
+
+def classify(model: nn.Module, settings: dict, photo: Path, **options) -> dict[str, float]:
+    """Probability of each class for one picture file, prepared as the run's pictures were.
+
+    settings: as `load` returns them. options: those of `predict`. Raises InputError where the file is no picture.
+    Taught in: chapter 2.
+    """
+    height, width = settings["size"]
+    try:
+        pixels, original = decoding.decode(Path(photo).read_bytes(), (height, width))
+    except decoding.UNREADABLE as error:
+        raise InputError(f"{photo} is no picture that can be read ({error}): give the path of one.") from error
+    picture = decoding.resize(pixels, (height, width), settings["fit"], original=original)
+    logits, _ = predict(model, ImageSet(picture[None], np.zeros(1, np.int64), np.zeros(1, np.int64)), **options)
+    return dict(zip(CLASS_NAMES, logits[0].softmax(0).tolist(), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fashionlib.classifier", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    predicting = commands.add_parser("predict", help="the class of a picture of your own")
+    predicting.add_argument("photo", type=Path)
+    predicting.add_argument("--run", default="sample", help="whose network: build/<run>/artifacts")
+    fitting = commands.add_parser("fit", help="chapter 2's training, in one process or under accelerate launch")
+    fitting.add_argument("--profile", default="sample", help="its chapter 1 must have run")
+    options = parser.parse_args()
+    try:
+        if options.command == "predict":
+            model, settings = load(artifacts.require(options.run, "classifier.safetensors").parent)
+            for name, probability in classify(model, settings, options.photo).items():
+                print(f"{name:18} {100 * probability:5.1f} %")
+        else:
+            train_profile(options.profile)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def train_profile(profile: str) -> None:
+    """Chapter 2's training with the parameters of a profile, without the notebook."""
+    parameters = artifacts.parameters_of("02_resnet152", profile)
+    prepared = images.load(artifacts.require(profile, "prepared"))
+    recipe = Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
+    names = ("architecture", "size", "weights", "stem", "probe_first", "precision", "compiled")
+    _, history = train(prepared, artifacts.folder(profile), recipe, **{name: parameters[name] for name in names})
+    if runtime.processes()[0] == 0:
+        print(f"{profile}: validation accuracy {history[-1]['validation_accuracy']:.4f}; chapter 2 now takes it over")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
+from fashionlib import runtime
 from fashionlib.runtime import InputError
 
 if TYPE_CHECKING:
@@ -44,10 +46,10 @@ def size_name(size: Size) -> str:
 class ImageSet(NamedTuple):
     """Some rows of a prepared array: images uint8 (N, H, W, 3), rows int64 (M,) into it, labels int64 (M,).
 
-    Taught in: chapter 2.
+    `resident` makes `images` a tensor in the memory of a device. Taught in: chapter 2.
     """
 
-    images: np.ndarray
+    images: np.ndarray | torch.Tensor
     rows: np.ndarray
     labels: np.ndarray
 
@@ -134,28 +136,74 @@ def batches(
     crop: int = 0,
     drop_last: bool = False,
     dtype: torch.dtype | None = None,
+    first: int = 0,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (pixels, labels): `dtype` (B, 3, H, W) in channels_last, normalised with MEAN and STD; int64 (B,).
 
     epoch: None for the given order without augmentation; a number shuffles, and then `flip` mirrors half of the
     pictures and `crop` shifts each by up to that many pixels (edges repeated). What happens to a sample depends only
-    on (seed, epoch, sample), so that it is the same on one process and on many. Taught in: chapter 2.
+    on (seed, epoch, sample), so that it is the same on one process and on many.
+    first: the batch to begin with. process, processes: the share of each batch that this process gets, at least one
+    picture. Pictures of a `resident` set are gathered on their device; others are read, on a GPU, while it computes.
+    Taught in: chapter 2.
     """
     import torch
 
-    count = len(data.rows)
+    device, count = torch.device(device), len(data.rows)
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch or 0))
     order = torch.arange(count) if epoch is None else torch.randperm(count, generator=generator)
     mirrored = torch.rand(count, generator=generator) < (0.5 if flip and epoch is not None else 0)
     reach = crop if epoch is not None else 0
     shifts = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
     labels = torch.from_numpy(data.labels)
-    end = count - count % batch_size if drop_last else count
-    for start in range(0, end, batch_size):
-        chosen = order[start : min(start + batch_size, end)]
+    on_device = isinstance(data.images, torch.Tensor)
+    gather = _gather_on_device if on_device else _gather
+
+    def pictures(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = data.rows[chosen.numpy()]  # NumPy takes a tensor of one number for a number
-        pixels = _gather(data.images, rows, shifts[chosen].numpy(), mirrored[chosen].numpy(), reach)
-        yield normalise(torch.from_numpy(pixels).to(device), dtype), labels[chosen].to(device)
+        pixels = torch.as_tensor(gather(data.images, rows, shifts[chosen].numpy(), mirrored[chosen].numpy(), reach))
+        if device.type == "cuda" and not on_device:
+            pixels = pixels.pin_memory()
+        return pixels.to(device, non_blocking=True), labels[chosen].to(device)
+
+    end = count - count % batch_size if drop_last else count
+    chosen = (order[start : min(start + batch_size, end)] for start in range(first * batch_size, end, batch_size))
+    shares = (batch[min(process, len(batch) - 1) :: processes] for batch in chosen)
+    read = _one_ahead if device.type == "cuda" and not on_device else map
+    for pixels, answers in read(pictures, shares):
+        yield normalise(pixels, dtype), answers
+
+
+def _one_ahead(function: Callable, items: Iterator) -> Iterator:
+    """`map`, with the next result made in a thread while the caller works on this one."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = None
+        for item in items:
+            coming = thread.submit(function, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting.result()
+
+
+def resident(data: ImageSet, device: torch.device) -> ImageSet:
+    """The same set with its pictures in the GPU's memory, where they take at most half of what is free; else `data`.
+
+    Taught in: chapter 2.
+    """
+    import torch
+
+    size = len(data.rows) * int(np.prod(data.images.shape[1:]))
+    if size > runtime.free_memory(device) / 2:
+        return data
+    pictures = torch.empty((len(data.rows), *data.images.shape[1:]), dtype=torch.uint8, device=device)
+    for start in range(0, len(data.rows), 1024):  # never the whole set twice in the host's memory
+        part = slice(start, start + 1024)
+        pictures[part] = torch.from_numpy(data.images[data.rows[part]])
+    return ImageSet(pictures, np.arange(len(data.rows)), data.labels)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -189,6 +237,21 @@ def _gather(images: np.ndarray, rows: np.ndarray, shifts: np.ndarray, mirrored: 
     for i in np.flatnonzero(mirrored):
         cv2.flip(pixels[i], 1, pixels[i])
     return pixels
+
+
+def _gather_on_device(
+    images: torch.Tensor, rows: np.ndarray, shifts: np.ndarray, mirrored: np.ndarray, reach: int
+) -> torch.Tensor:
+    """What `_gather` does, with pictures that lie on a device: one gather of pixels by their place."""
+    import torch
+
+    height, width = images.shape[1:3]
+    down, right = shifts[:, :1], shifts[:, 1:]
+    y = np.clip(np.arange(height) + down, 0, height - 1)  # (B, H)
+    x = np.clip(np.arange(width) + right, 0, width - 1)  # (B, W)
+    x = np.where(mirrored[:, None], width - 1 - x, x)
+    picture, line, column = (torch.from_numpy(place).to(images.device) for place in (rows, y, x))
+    return images[picture[:, None, None], line[:, :, None], column[:, None, :]]
 
 
 def normalise(pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -222,6 +222,47 @@ def recall_intervals(recall: Sequence[float], intervals: Sequence[Sequence[float
     return figure
 
 
+@styled
+def reliability(series: dict[str, dict[str, Sequence[float]]]) -> Figure:
+    """Accuracy against confidence, a line for each entry of `evaluation.reliability`, over the counts of its bins.
+
+    Taught in: chapter 2.
+    """
+    figure, axes = subplots(2, 1, size=(5.6, 4.6), sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    top, bottom = axes[:, 0]
+    top.plot([0, 1], [0, 1], linestyle=":", color="#666666", label="as sure as right")
+    for (name, bins), colour, marker in zip(series.items(), COLOURS, "os^", strict=False):
+        top.plot(bins["confidence"], bins["accuracy"], marker=marker, markersize=4, color=colour, label=name)
+        bottom.step(bins["confidence"], bins["count"], where="mid", color=colour)
+    top.set_ylabel("accuracy in the bin")
+    top.legend(frameon=False)
+    bottom.set_ylabel("pictures")
+    bottom.set_yscale("log")
+    bottom.set_xlabel("confidence")
+    return figure
+
+
+@styled
+def cost_and_accuracy(points: dict[str, dict[str, float]], xlabel: str) -> Figure:
+    """One named point each: `cost` (logarithmic), `accuracy` and its interval `low` to `high`, shares.
+
+    Taught in: chapter 2.
+    """
+    figure, axes = subplots(size=(7, 3.2))
+    ax = axes[0, 0]
+    for i, (name, point) in enumerate(points.items()):
+        reach = [[point["accuracy"] - point["low"]], [point["high"] - point["accuracy"]]]
+        ax.errorbar(
+            point["cost"], point["accuracy"], yerr=reach, fmt="os^Dv"[i % 5], capsize=3, color=COLOURS[i % len(COLOURS)]
+        )
+        ax.annotate(name, (point["cost"], point["accuracy"]), xytext=(6, 3), textcoords="offset points", fontsize=8)
+    ax.set_xscale("log")
+    ax.margins(x=0.2)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel("accuracy, 95 % interval")
+    return figure
+
+
 # --- chapters 3 and 4: saliency ---------------------------------------------------------------------------------------
 
 

@@ -52,7 +52,8 @@ def build_root() -> Path:
 def device(name: str = "auto") -> torch.device:
     """The device to compute on: `auto` takes CUDA, then Apple's MPS, then the CPU; or one of them by name.
 
-    On a CPU it also calls `keep_memory`. Raises InputError where the named device is missing. Taught in: chapter 2.
+    Of several processes each gets a GPU of its own. On a CPU it also calls `keep_memory`.
+    Raises InputError where the named device is missing. Taught in: chapter 2.
     """
     import torch
 
@@ -64,7 +65,52 @@ def device(name: str = "auto") -> torch.device:
         raise InputError(f"device {name!r} is not available here; this machine has: {there}. Use device = 'auto'.")
     if name == "cpu":
         keep_memory()
+    if name == "cuda" and processes()[1] > 1:
+        from accelerate import PartialState
+
+        return PartialState().device
     return torch.device(name)
+
+
+def processes() -> tuple[int, int]:
+    """Number of this process and how many were launched together: (0, 1) unless `accelerate launch` or torchrun did.
+
+    Taught in: chapter 2.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())  # joins the group at its first call
+    return state.process_index, state.num_processes
+
+
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the tensors of all processes, in each of them; of one process, the tensor itself."""
+    if processes()[1] == 1:
+        return tensor
+    from accelerate.utils import reduce
+
+    return reduce(tensor, reduction="sum")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; 0 elsewhere, where there is no memory of a device's own. Taught in: chapter 2."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def release_memory(device: torch.device) -> None:
+    """Give memory that a failed step left behind back to the GPU's other users."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @functools.cache

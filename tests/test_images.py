@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fashionlib import images
+from fashionlib import images, runtime
 
 
 def image_set(count=23, height=6, width=5) -> images.ImageSet:
@@ -138,11 +138,65 @@ def test_validation_is_never_augmented():
     assert (collect(data, flip=True, crop=2)[0] == data.images[::2]).all()
 
 
-@pytest.mark.gpu
-def test_batches_are_the_same_on_the_gpu():
+def test_an_epoch_can_be_gone_on_with():
     data = image_set(50)
+    options = {"batch_size": 7, "epoch": 1, "flip": True, "crop": 2}
+    whole = list(images.batches(data, **options))
+    for first in (0, 3, len(whole)):
+        rest = list(images.batches(data, first=first, **options))
+        assert len(rest) == len(whole) - first
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(rest, whole[first:], strict=True))
+
+
+def test_processes_share_every_batch():
+    """50 pictures in batches of 16: the last one has two, of which a third process gets one that another has, too."""
+    data = image_set(50)
+    options = {"batch_size": 16, "epoch": 1, "flip": True, "crop": 2}
+    shares = [list(images.batches(data, process=process, processes=3, **options)) for process in range(3)]
+    for batch, (pixels, labels) in enumerate(images.batches(data, **options)):
+        together = [torch.cat([share[batch][i] for share in shares]) for i in (0, 1)]
+        order = [place for process in range(3) for place in range(len(labels))[process::3] or [len(labels) - 1]]
+        assert torch.equal(together[0], pixels[order])
+        assert torch.equal(together[1], labels[order])
+
+
+def test_pictures_on_the_device_give_the_same_batches():
+    data = image_set(50)
+    there = images.ImageSet(torch.from_numpy(data.images), data.rows, data.labels)
+    options = {"batch_size": 7, "epoch": 1, "flip": True, "crop": 2}
+    for ours, theirs in zip(images.batches(there, **options), images.batches(data, **options), strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        assert ours[0].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ours[1], theirs[1])
+
+
+def test_a_set_becomes_resident_where_half_of_the_free_memory_holds_it(monkeypatch):
+    data = image_set(20)
+    size = 20 * 6 * 5 * 3
+    monkeypatch.setattr(runtime, "free_memory", lambda _: 2 * size)
+    found = images.resident(data, torch.device("cpu"))
+    assert torch.equal(found.images, torch.from_numpy(data.images[data.rows]))
+    assert found.rows.tolist() == list(range(20))
+    monkeypatch.setattr(runtime, "free_memory", lambda _: 2 * size - 1)
+    assert images.resident(data, torch.device("cpu")) is data
+    monkeypatch.undo()
+    assert images.resident(data, torch.device("cpu")) is data  # a CPU has no memory of its own
+
+
+def test_one_ahead_is_map():
+    assert list(images._one_ahead(lambda x: x * x, iter(range(5)))) == [0, 1, 4, 9, 16]
+    assert list(images._one_ahead(len, iter([]))) == []
+    with pytest.raises(ZeroDivisionError):
+        list(images._one_ahead(lambda x: 1 // x, iter([1, 0])))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resident", [False, True])
+def test_batches_are_the_same_on_the_gpu(resident):
+    data = image_set(50)
+    there = images.resident(data, torch.device("cuda")) if resident else data
     for on_gpu, on_cpu in zip(
-        images.batches(data, batch_size=7, device="cuda", epoch=1, flip=True, crop=2),
+        images.batches(there, batch_size=7, device="cuda", epoch=1, flip=True, crop=2),
         images.batches(data, batch_size=7, device="cpu", epoch=1, flip=True, crop=2),
         strict=True,
     ):

@@ -8,6 +8,7 @@ on the test pictures that have a twin, or a namesake, in its training part. Stop
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import measuring
 from conftest import real_data_folder
 
-from fashionlib import catalogue, classifier, duplicates, images, preparation, runtime
+from fashionlib import catalogue, classifier, duplicates, evaluation, images, preparation, runtime
 
 SIZE = (40, 30)
-BUDGET = {"epochs": 6, "batch_size": 128, "learning_rate": 3e-3, "weight_decay": 0.05, "label_smoothing": 0.1}
+RECIPE = classifier.Recipe(
+    epochs=6, batch_size=128, learning_rate=3e-3, weight_decay=0.05, label_smoothing=0.1, flip=True, crop=2
+)
 
 
 def splits(index: pd.DataFrame) -> dict[str, pd.Series]:
@@ -35,7 +38,7 @@ def share(hits: np.ndarray) -> dict:
     """Accuracy, its 95 % interval, and the number of pictures."""
     if not len(hits):
         return {"images": 0, "accuracy": None, "ci95": None}
-    interval = classifier.accuracy_interval(int(hits.sum()), len(hits))
+    interval = evaluation.accuracy_interval(int(hits.sum()), len(hits))
     return {"images": len(hits), "accuracy": float(hits.mean()), "ci95": interval}
 
 
@@ -49,9 +52,7 @@ def measure(prepared: images.Prepared, rule: str, parts: pd.Series) -> dict:
     model = classifier.build("resnet10", stem="small")
     checkpoint = prepared.folder.parent / f"{rule}.safetensors"
     settings = {"split": rule, "data": prepared.checksum(SIZE)}
-    classifier.fit(
-        model, sets["train"], sets["validation"], **BUDGET, flip=True, crop=2, checkpoint=checkpoint, settings=settings
-    )
+    classifier.fit(model, sets["train"], sets["validation"], recipe=RECIPE, checkpoint=checkpoint, settings=settings)
     logits, truth = classifier.predict(model, sets["test"], flip=True)
     hits = (logits.argmax(1) == truth).numpy()
     result = {"all": share(hits)}
@@ -75,7 +76,7 @@ def main() -> None:
                 spread = [round(100 * bound, 2) for bound in found["ci95"]]
                 value = round(100 * found["accuracy"], 2)
                 rows.append({"what": f"{rule}, {what}", "value": value, "unit": "%", "spread": spread})
-    budget = {"size": SIZE, "architecture": "resnet10", **BUDGET}
+    budget = {"size": SIZE, "architecture": "resnet10", **asdict(RECIPE)}
     measuring.save("splits", rows, {}, budget=budget, rules=results)
 
 

@@ -1,0 +1,92 @@
+"""Simple answers to the same question, and ready-made features: what a trained network has to beat.
+
+answers = baselines.regression(baselines.colour_histogram, train, test)      # logits (M, 6), seconds
+table = baselines.frozen("vgg16", train, test, weights="imagenet")           # a linear probe on frozen features
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from fashionlib import classifier
+from fashionlib.catalogue import CLASS_NAMES
+from fashionlib.images import ImageSet
+
+NEAR_WHITE = 240  # of 255: the background of most product photographs
+BLOCK = 1024  # pictures that are read at a time
+SMALLEST = {"inception_v3": 75}  # sides below which a network has no pixel left at its end
+
+
+def colour_histogram(pictures: np.ndarray) -> np.ndarray:
+    """Share of the pixels in each of 4x4x4 colours: uint8 (N, H, W, 3) to float32 (N, 64). Taught in: chapter 2b."""
+    places = (pictures >> 6) @ np.array([16, 4, 1], np.uint8)  # (N, H, W): two bits of each channel
+    counts = np.stack([np.bincount(place.ravel(), minlength=64) for place in places])
+    return (counts / places[0].size).astype(np.float32)
+
+
+def silhouette(pictures: np.ndarray) -> np.ndarray:
+    """Share of pixels that are not near-white in each of 16x16 cells: uint8 (N, H, W, 3) to float32 (N, 256).
+
+    Taught in: chapter 2b.
+    """
+    inside = torch.from_numpy(pictures.min(3) < NEAR_WHITE).float()
+    return torch.nn.functional.adaptive_avg_pool2d(inside[:, None], 16).flatten(1).numpy()
+
+
+def majority(train: ImageSet, test: ImageSet) -> torch.Tensor:
+    """Logits (M, 6) that always name the largest class of the training part. Taught in: chapter 2b."""
+    shares = np.bincount(train.labels, minlength=len(CLASS_NAMES)) / len(train.labels)
+    return torch.from_numpy(shares).float().clamp(min=1e-6).log().expand(len(test.labels), -1)
+
+
+def regression(describe: Callable, train: ImageSet, test: ImageSet) -> tuple[torch.Tensor, float]:
+    """Logits (M, 6) of a logistic regression on what `describe` says of the pictures, and the seconds that it took.
+
+    Taught in: chapter 2b.
+    """
+    started = time.perf_counter()
+    weight, bias = classifier.linear_probe(_described(describe, train), torch.from_numpy(train.labels))
+    logits = _described(describe, test) @ weight.T + bias
+    return logits, time.perf_counter() - started
+
+
+def _described(describe: Callable, data: ImageSet) -> torch.Tensor:
+    blocks = (data.rows[start : start + BLOCK] for start in range(0, len(data.rows), BLOCK))
+    return torch.from_numpy(np.concatenate([describe(data.images[rows]) for rows in blocks]))
+
+
+def frozen(architecture: str, train: ImageSet, test: ImageSet, *, weights: str = "none", **options) -> dict:
+    """A torchvision network as it comes, and a linear probe on its features; one forward pass a picture.
+
+    Returns `logits` (M, 6), `images_per_second` of the forward pass, `parameters` and `features`. Pictures that are
+    too small for a network are enlarged for it. options: those of `predict`. Taught in: chapter 2b.
+    """
+    network = classifier.build(architecture, weights=weights)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    side = SMALLEST.get(architecture, 0)
+    if min(train.images.shape[1:3]) < side:
+        shape = [max(side, length) for length in train.images.shape[1:3]]
+        network = nn.Sequential(nn.Upsample(shape, mode="bilinear"), network)
+    started = time.perf_counter()
+    seen, unseen = (classifier.features(network, data, **options) for data in (train, test))
+    rate = (len(train.rows) + len(test.rows)) / (time.perf_counter() - started)
+    weight, bias = classifier.linear_probe(seen, torch.from_numpy(train.labels))
+    found = {"images_per_second": rate, "parameters": parameters, "features": seen.shape[1]}
+    return {"logits": unseen @ weight.T + bias, **found}
+
+
+def every_class(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
+    """At most `count` pictures, drawn evenly over the classes: a part that a slow comparison can afford.
+
+    Taught in: chapter 2b.
+    """
+    order = np.random.default_rng(seed).permutation(len(data.rows))
+    share = math.ceil(count / len(CLASS_NAMES))
+    chosen = np.concatenate([order[data.labels[order] == label][:share] for label in range(len(CLASS_NAMES))])
+    return data._replace(rows=data.rows[chosen], labels=data.labels[chosen])

@@ -1,0 +1,300 @@
+"""Training and prediction: one loop for a CPU, a GPU, and as many processes as there are GPUs.
+
+    recipe = Recipe(epochs=25, batch_size=256, learning_rate=1e-4, optimizer="adam", schedule="constant")  # the study's
+    history = fit(model, train, validation, recipe=recipe, checkpoint=folder / "classifier.checkpoint.safetensors")
+    logits, labels = predict(model, test)
+
+    accelerate launch -m fashionlib.classifier fit --profile full    # the same `fit`, in several processes
+
+What chance decides (order, augmentation, dropout) depends on the seed, the epoch and the sample or step alone: a run
+that was killed, or that changes its number of processes, goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from fashionlib import artifacts, images, runtime
+from fashionlib.images import ImageSet
+from fashionlib.runtime import InputError
+
+VERSION = 3  # of the training: raise it when the same recipe would give other weights
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+SCHEDULES = ("constant", "one-cycle")
+STATISTICS_BATCHES = 50  # training batches that the BatchNorm statistics of averaged weights are taken from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained: the ingredients. `benchmarks/experiments/ablation.py` measures what each is worth.
+
+    Raises InputError for an unknown optimizer or schedule. Taught in: chapter 2.
+    """
+
+    epochs: int  # passes over the training part
+    batch_size: int  # pictures a step, of all processes together
+    learning_rate: float  # the highest of the schedule
+    optimizer: str = "adamw"  # adam (the study), or adamw (Loshchilov and Hutter 2019)
+    weight_decay: float = 0.0
+    schedule: str = "one-cycle"  # constant, or: warm up over a fifth of the steps, then a cosine to zero
+    label_smoothing: float = 0.0  # share of the target that is spread over all classes
+    flip: bool = False  # mirror half of the pictures
+    crop: int = 0  # shift each picture by up to so many pixels
+    half_size_epochs: int = 0  # first epochs at half the height and width, in a quarter of the time
+    average: float = 0.0  # share of all steps that the average of the weights reaches back; 0: the last weights
+    frozen_batch_norm: bool = False  # keep the statistics that the weights came with
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS or self.schedule not in SCHEDULES:
+            raise InputError(
+                f"optimizer must be one of {', '.join(OPTIMIZERS)} and schedule one of {', '.join(SCHEDULES)}; "
+                f"found {self.optimizer!r} and {self.schedule!r}."
+            )
+        if not 0 <= self.average < 1:
+            raise InputError(f"average must be a share of the steps, at least 0 and below 1; found {self.average}.")
+
+
+def fit(
+    model: nn.Module,
+    train: ImageSet,
+    validation: ImageSet | None = None,
+    *,
+    recipe: Recipe,
+    device: torch.device | str = "auto",
+    precision: str = "auto",
+    compiled: bool = False,
+    checkpoint: Path | None = None,
+    checkpoint_steps: int = 200,
+    settings: dict | None = None,
+) -> list[dict]:
+    """Train `model` in place; one dictionary an epoch: losses, accuracies, learning rate, seconds.
+
+    compiled: run through `torch.compile`. checkpoint: a file that is written every `checkpoint_steps` steps and after
+    every epoch; a run that was stopped goes on from it, a finished one returns at once. settings: what names the model
+    and the data there (`images.Prepared.checksum`). Where several processes were launched, each takes its share of
+    every batch, all end with the same weights, and the first one writes the checkpoint.
+    Raises InputError where the loss is no longer finite, or a batch does not fit into the GPU. Taught in: chapter 2.
+    """
+    device = runtime.device(device) if isinstance(device, str) else device
+    _, processes = runtime.processes()
+    if processes > 1 and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(device)
+    run = Run(model, images.resident(train, device), recipe, device, runtime.resolve_precision(device, precision))
+    run.resume(checkpoint, settings or {})
+    network = DistributedDataParallel(model) if processes > 1 else model
+    network = torch.compile(network) if compiled else network
+    try:
+        for epoch in range(len(run.history), recipe.epochs):
+            for step in run.epoch(network):
+                if step % checkpoint_steps == 0:
+                    run.save(checkpoint)
+            if recipe.average and epoch == recipe.epochs - 1:
+                run.take_average()
+            run.end_epoch(validation)
+            run.save(checkpoint)
+        return run.history
+    except torch.OutOfMemoryError:
+        pass  # the traceback holds the batch: only behind this line is its memory free
+    raise InputError(run.what_fits())
+
+
+class Run:
+    """A training between two steps: everything that moves, and how it moves on. Taught in: chapter 2."""
+
+    def __init__(self, model: nn.Module, train: ImageSet, recipe: Recipe, device: torch.device, precision: str):
+        self.model, self.train, self.recipe, self.device, self.precision = model, train, recipe, device, precision
+        self.process, self.processes = runtime.processes()
+        self.steps = math.ceil(len(train.rows) / recipe.batch_size)  # of an epoch
+        options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": device.type == "cuda"}
+        self.update = OPTIMIZERS[recipe.optimizer](model.parameters(), **options)
+        self.rates = _schedule(self.update, recipe, recipe.epochs * self.steps)
+        self.average = None
+        if recipe.average:
+            decay = 1 - 1 / max(1, recipe.average * recipe.epochs * self.steps)
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.history: list[dict] = []
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        self.step, self.seconds = 0, 0.0
+        self.totals = torch.zeros(3, device=self.device)  # loss, hits, pictures; on the device: no wait a step
+
+    def batches(self, epoch: int, **share) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        recipe, dtype = self.recipe, getattr(torch, self.precision)
+        options = {"batch_size": recipe.batch_size, "seed": recipe.seed, "flip": recipe.flip, "crop": recipe.crop}
+        return images.batches(self.train, device=self.device, epoch=epoch, dtype=dtype, **options, **share)
+
+    def epoch(self, network: nn.Module) -> Iterator[int]:
+        """The steps of this epoch that are not done yet; yields the number of those that are."""
+        epoch = len(self.history)
+        train_mode(self.model, frozen_batch_norm=self.recipe.frozen_batch_norm)
+        batches = self.batches(epoch, first=self.step, process=self.process, processes=self.processes)
+        started = time.perf_counter() - self.seconds
+        bar = {"total": self.steps, "initial": self.step, "unit": "batch"}
+        for pixels, labels in runtime.progress(batches, "training", **bar):
+            done = (epoch * self.steps + self.step) * self.processes + self.process
+            torch.manual_seed(images.epoch_seed(self.recipe.seed, done))  # dropout
+            self.one_step(network, F.avg_pool2d(pixels, 2) if self.half else pixels, labels)
+            self.step += 1
+            self.seconds = time.perf_counter() - started
+            yield self.step
+
+    @property
+    def half(self) -> bool:
+        return len(self.history) < self.recipe.half_size_epochs
+
+    def one_step(self, network: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+        """Forward, backward, update; pixels (B, 3, H, W) of this process, labels (B,)."""
+        together = min(self.recipe.batch_size, len(self.train.rows) - self.step * self.recipe.batch_size)
+        with runtime.autocast(self.device, self.precision):
+            logits = network(pixels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        self.update.zero_grad(set_to_none=True)
+        (loss * (self.processes / together)).backward()  # the processes' gradients are averaged, not summed
+        self.update.step()
+        self.rates.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        hits = (logits.detach().argmax(1) == labels).sum()
+        self.totals += torch.stack([loss.detach().float(), hits, torch.full_like(hits, len(labels))])
+
+    def take_average(self) -> None:
+        """The averaged weights become the model's, and their BatchNorm statistics are taken anew."""
+        self.model.load_state_dict(self.average.module.state_dict())
+        if not self.recipe.frozen_batch_norm:
+            with runtime.autocast(self.device, self.precision):
+                update_bn(itertools.islice(self.batches(self.recipe.epochs), STATISTICS_BATCHES), self.model)
+
+    def end_epoch(self, validation: ImageSet | None) -> None:
+        """Put the epoch on record, with what the validation part says of it."""
+        self.check_loss()
+        loss, hits, count = runtime.sum_over_processes(self.totals).tolist()
+        record = {"epoch": len(self.history) + 1, "train_loss": loss / count, "train_accuracy": hits / count}
+        record |= {"learning_rate": self.rates.get_last_lr()[0], "seconds": self.seconds}
+        if validation is not None:
+            network = nn.Sequential(nn.AvgPool2d(2), self.model) if self.half else self.model
+            logits, labels = predict(network, validation, device=self.device, precision=self.precision)
+            record["validation_loss"] = F.cross_entropy(logits, labels).item()
+            record["validation_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
+        self.history.append(record)
+        self.start_epoch()
+
+    def check_loss(self) -> None:
+        if not math.isfinite(loss := float(self.totals[0])):
+            found = f"the loss is {loss} in epoch {len(self.history) + 1}"
+            raise InputError(f"{found}: lower learning_rate = {self.recipe.learning_rate}.")
+
+    def moving(self) -> dict:
+        """What a checkpoint keeps as tensors."""
+        parts = {"model": self.model, "optimizer": self.update, "schedule": self.rates}
+        return parts | ({"average": self.average} if self.average is not None else {})
+
+    def resume(self, checkpoint: Path | None, settings: dict) -> None:
+        """Go to where the checkpoint stopped."""
+        self.settings = {"version": VERSION, **asdict(self.recipe), "precision": self.precision, **settings}
+        state = artifacts.load_checkpoint(checkpoint, settings=self.settings) if checkpoint is not None else None
+        if state is None:
+            return
+        for name, part in self.moving().items():
+            part.load_state_dict(state[name])
+        artifacts.restore_optimizer(self.update, state["optimizer"])
+        self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
+        self.totals = state["totals"].to(self.device)
+
+    def save(self, checkpoint: Path | None) -> None:
+        """Write the checkpoint; a run whose loss is not finite leaves the last good one as it is."""
+        self.check_loss()
+        if checkpoint is not None and self.process == 0:
+            state = {name: part.state_dict() for name, part in self.moving().items()}
+            state |= {"history": self.history, "step": self.step, "seconds": self.seconds, "totals": self.totals}
+            artifacts.save_checkpoint(checkpoint, state, settings=self.settings)
+
+    def what_fits(self) -> str:
+        """After a batch that did not fit into the device: halve it until a step does, and say so."""
+        height, width = self.train.images.shape[1:3]
+        size = self.recipe.batch_size // self.processes
+        fits = False
+        while size > 1 and not fits:
+            size //= 2
+            runtime.release_memory(self.device)
+            with contextlib.suppress(torch.OutOfMemoryError):
+                pixels = torch.zeros(size, 3, height, width, device=self.device)
+                labels = torch.zeros(size, dtype=torch.int64, device=self.device)
+                self.one_step(self.model, pixels.to(memory_format=torch.channels_last), labels)
+                fits = True
+        advice = f"{size * self.processes} does" if fits else "nor does a single picture"
+        return f"batch_size = {self.recipe.batch_size} does not fit into the memory of {self.device}; {advice}."
+
+
+def _schedule(update: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "constant":
+        return torch.optim.lr_scheduler.LambdaLR(update, _unchanged)
+    return torch.optim.lr_scheduler.OneCycleLR(update, recipe.learning_rate, total_steps=steps + 1, pct_start=0.2)
+
+
+def _unchanged(_step: int) -> float:
+    return 1.0
+
+
+def train_mode(model: nn.Module, *, frozen_batch_norm: bool = False) -> nn.Module:
+    """`model.train()`; with `frozen_batch_norm` its BatchNorm layers keep and use the statistics that they have.
+
+    Taught in: chapter 2.
+    """
+    model.train()
+    for module in model.modules():
+        if frozen_batch_norm and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return model
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    data: ImageSet,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "auto",
+    precision: str = "auto",
+    flip: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits float32 (M, classes) and labels int64 (M,) of all samples, on the CPU, in the order of `data.rows`.
+
+    flip: average the logits of each picture and its mirror image (test-time augmentation). The model is evaluated in
+    `eval()` and left in the mode it came in. Several processes share the work; each gets all logits.
+    Taught in: chapter 2.
+    """
+    device = runtime.device(device) if isinstance(device, str) else device
+    dtype = getattr(torch, runtime.resolve_precision(device, precision))
+    process, processes = runtime.processes() if len(data.rows) >= runtime.processes()[1] else (0, 1)
+    share = data._replace(rows=data.rows[process::processes], labels=data.labels[process::processes])
+    modes = {module: module.training for module in model.modules()}
+    model.to(device).eval()
+    outputs = []
+    try:
+        for pixels, _ in images.batches(share, batch_size=batch_size, device=device, dtype=dtype):
+            with runtime.autocast(device, precision):
+                output = model(pixels)
+                if flip:
+                    output = (output + model(pixels.flip(3))) / 2
+            outputs.append(output.float())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    logits = torch.zeros(len(data.rows), outputs[0].shape[1], device=device)
+    logits[process::processes] = torch.cat(outputs)
+    return (runtime.sum_over_processes(logits) if processes > 1 else logits).cpu(), torch.from_numpy(data.labels)
