@@ -70,7 +70,7 @@ def notebook(path: Path) -> None:
 
 
 def thumbnail(path: Path) -> list[np.ndarray]:
-    large = pyvips.Image.thumbnail(str(path), SIZES[0], height=SIZES[0], size="force")
+    large = pyvips.Image.thumbnail(str(path), SIZES[0], height=SIZES[0], size="force").copy_memory()
     return [large.numpy(), large.thumbnail_image(SIZES[1], height=SIZES[1], size="force").numpy()]
 
 
