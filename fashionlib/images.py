@@ -28,7 +28,7 @@ from fashionlib.runtime import InputError
 if TYPE_CHECKING:
     import torch
 
-VERSION = 2  # of the prepared layout: raised when prepared arrays or the split would differ
+VERSION = 3  # of the prepared layout: raised when prepared arrays or the split would differ
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB in [0, 1]: what torchvision's weights expect
 CACHE = 2**18  # numbers that are normalised at a time: 1 MiB of float32, about one core's L2 cache
 Size = int | Sequence[int]  # side of a square, or (height, width)
@@ -71,7 +71,7 @@ class Prepared:
         Raises InputError where it is not there, is damaged, or was made anew since `load`. Taught in: chapter 1.
         """
         name = f"{kind}_{size_name(size)}"
-        if name not in self.manifest["sha256"]:
+        if name not in self.manifest["checksums"]:
             there = ", ".join(self.manifest["settings"]["sizes"])
             raise InputError(
                 f"{kind} of {size_name(size)} were not prepared; there are: {there}. Add the size to chapter 1."
@@ -101,7 +101,7 @@ class Prepared:
 
         Taught in: chapter 2.
         """
-        digest = hashlib.sha256(self.manifest["sha256"][f"images_{size_name(size)}"].encode())
+        digest = hashlib.sha256(self.manifest["checksums"][f"images_{size_name(size)}"].encode())
         digest.update(self.index[["id", "label", "split"]].to_csv(index=False).encode())
         return digest.hexdigest()
 
@@ -152,6 +152,8 @@ def batches(
     import torch
 
     device, count = torch.device(device), len(data.rows)
+    if device.type == "cpu":
+        runtime.keep_memory()  # a batch of 224 is 77 MB: fresh pages would take longer than the numbers
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch or 0))
     order = torch.arange(count) if epoch is None else torch.randperm(count, generator=generator)
     mirrored = torch.rand(count, generator=generator) < (0.5 if flip and epoch is not None else 0)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import xxhash
 
 from fashionlib import artifacts, catalogue, decoding, duplicates, images, runtime, sources, staging
 from fashionlib.images import VERSION, Size, size_name
@@ -59,7 +60,7 @@ def prepare(
     opened = sources.open_source(source)
     settings = {"version": VERSION, "sizes": [size_name(shape) for shape in shapes], "fit": fit, "seed": seed}
     settings |= {"group_names": group_names, "source": opened.path.name, "source_fingerprint": opened.fingerprint()}
-    settings |= {"previous": _sha256(Path(previous).expanduser()) if previous else None}
+    settings |= {"previous": _checksum(Path(previous).expanduser()) if previous else None}
     if _finished(folder, settings):
         return folder
     with staging.alone(folder):
@@ -94,7 +95,7 @@ def _finished(folder: Path, settings: dict) -> bool:
         return False
     with contextlib.suppress(InputError):
         prepared = images.load(folder)
-        for name in prepared.manifest["sha256"]:
+        for name in prepared.manifest["checksums"]:
             kind, size = name.split("_")
             prepared.array([int(side) for side in size.split("x")], kind)
         return True
@@ -206,9 +207,13 @@ def _decode(job: _Job, products: pd.DataFrame, workers: int) -> tuple[pd.DataFra
     todo = [first for first, chunk in chunks.items() if _note(job, first, len(chunk)) is None]
     done = len(members) - sum(len(chunks[first]) for first in todo)
     tasks = (delayed(_decode_chunk)(job, chunks[first], first) for first in todo)
-    with runtime.progress(None, "decoding", total=len(members), initial=done, unit="img") as bar:
-        for count in Parallel(n_jobs=workers, prefer="threads", return_as="generator")(tasks):
-            bar.update(count)
+    threads = runtime.use_threads(1)
+    try:
+        with runtime.progress(None, "decoding", total=len(members), initial=done, unit="img") as bar:
+            for count in Parallel(n_jobs=workers, prefer="threads", return_as="generator")(tasks):
+                bar.update(count)
+    finally:
+        runtime.use_threads(threads)
     notes = [_note(job, first, len(chunk)) for first, chunk in chunks.items()]
     seconds = sum(note["seconds"] for note in notes) / min(effective_n_jobs(workers), len(chunks))
     facts = pd.DataFrame([fact for note in notes for fact in note["facts"]], columns=FACTS)
@@ -228,6 +233,7 @@ def _note(job: _Job, first: int, count: int) -> dict | None:
 def _decode_chunk(job: _Job, members: list, first: int) -> int:
     """Write rows first, first + 1, ... of every array, then the note that says so; returns the number of rows."""
     started = time.perf_counter()
+    runtime.use_threads(1)  # the chunks are what runs in parallel
     rows = {name: np.zeros((len(members), *shape), np.uint8) for name, shape in job.arrays().items()}
     facts = [
         _decode_one(job, member, {name: array[i] for name, array in rows.items()}) for i, member in enumerate(members)
@@ -297,7 +303,7 @@ def _finish(job: _Job, products: pd.DataFrame, facts: pd.DataFrame, settings: di
         "counts": counts,
         "unreadable": unreadable.to_dict("records"),
         "set_aside": index.loc[index["split"] == catalogue.ASIDE, "id"].tolist(),
-        "sha256": {name: _sha256(job.path(name)) for name in job.arrays() if name != "thumbnails"},
+        "checksums": {name: _checksum(job.path(name)) for name in job.arrays() if name != "thumbnails"},
     }
 
 
@@ -358,6 +364,6 @@ def _keep_rows(path: Path, rows: np.ndarray, count: int, shape: tuple[int, ...])
     kept.replace(path)
 
 
-def _sha256(path: Path) -> str:
+def _checksum(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

@@ -130,6 +130,19 @@ def keep_memory() -> None:
     libc.mallopt(m_top_pad, 256 * 2**20)
 
 
+def use_threads(count: int) -> int:
+    """Let torch use `count` threads for what this thread asks of it; returns how many it used before.
+
+    A thread of a pool that shares the work out by itself wants 1: with two threads in each of two, resizing to 40x30
+    takes 0.34 ms, of which 0.26 ms are spent on waking the second.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    return before
+
+
 def resolve_precision(device: torch.device, precision: str = "auto") -> str:
     """`bfloat16` or `float32`: `auto` takes bfloat16 where the hardware multiplies it natively, and faster.
 

@@ -134,18 +134,16 @@ def open_source(source: str | Path) -> Source:
         raise unreadable(path, error) from error
 
 
-def _folder_members(path: Path) -> dict[str, int]:
+def _folder_members(path: Path, prefix: str = "") -> dict[str, int]:
     """Files and sizes of a folder; a part of it that is closed to us is an error, not an empty part."""
     members = {}
-    for folder, _, names in os.walk(path, onerror=_raise, followlinks=True):
-        for file in (Path(folder, name) for name in names):
-            if stat.S_ISREG((status := file.stat()).st_mode):
-                members[file.relative_to(path).as_posix()] = status.st_size
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                members |= _folder_members(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                members[prefix + entry.name] = entry.stat().st_size
     return members
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _zip_members(path: Path) -> dict[str, int]:

@@ -368,7 +368,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, large):
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("step", ["_keep_rows", "_group_and_split", "_sha256", "_tidy"])
+@pytest.mark.parametrize("step", ["_keep_rows", "_group_and_split", "_checksum", "_tidy"])
 def test_killed_while_it_finishes(tmp_path, large, step, monkeypatch):
     source, expected = large
     folder = tmp_path / "prepared"
