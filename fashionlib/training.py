@@ -210,8 +210,10 @@ class Run:
         if state is None:
             return
         for name, part in self.moving().items():
-            part.load_state_dict(state[name])
-        artifacts.restore_optimizer(self.update, state["optimizer"])
+            if part is self.update:
+                artifacts.restore_optimizer(part, state[name])
+            else:
+                part.load_state_dict(state[name])
         self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
         self.totals = state["totals"].to(self.device)
 
