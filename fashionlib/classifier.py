@@ -130,12 +130,13 @@ def train(
     Taught in: chapter 2.
     """
     runtime.seed_everything(recipe.seed)
-    model = build(architecture, weights=weights, stem=stem)
+    with runtime.first_process_first():  # it downloads
+        model = build(architecture, weights=weights, stem=stem)
     settings = {"architecture": architecture, "stem": stem, "size": size, "classes": len(CLASS_NAMES)}
     settings |= {"weights": weights, "fit": prepared.manifest["settings"]["fit"]}
     checkpoint = folder / "classifier.checkpoint.safetensors"
     parts = (prepared.subset("train", size), prepared.subset("validation", size))
-    if probe_first and not checkpoint.exists():
+    if probe_first:
         probe(model, parts[0], device=options.get("device", "auto"), precision=options.get("precision", "auto"))
     key = {**settings, "probe_first": probe_first, "data": prepared.checksum(size)}
     history = fit(model, *parts, recipe=recipe, checkpoint=checkpoint, settings=key, **options)

@@ -8,6 +8,7 @@ The only module that knows about CUDA, threads, environment variables or paths. 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -84,6 +85,15 @@ def processes() -> tuple[int, int]:
 
     state = PartialState(cpu=not torch.cuda.is_available())  # joins the group at its first call
     return state.process_index, state.num_processes
+
+
+def first_process_first() -> contextlib.AbstractContextManager:
+    """What stands under it the first process does before the others: a download, a file that is moved away."""
+    if processes()[1] == 1:
+        return contextlib.nullcontext()
+    from accelerate import PartialState
+
+    return PartialState().main_process_first()
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

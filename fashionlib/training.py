@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -27,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from fashionlib import artifacts, images, runtime
+from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet
 from fashionlib.runtime import InputError
 
@@ -187,11 +189,21 @@ class Run:
         record |= {"learning_rate": self.rates.get_last_lr()[0], "seconds": self.seconds}
         if validation is not None:
             network = nn.Sequential(nn.AvgPool2d(2), self.model) if self.half else self.model
-            logits, labels = predict(network, validation, device=self.device, precision=self.precision)
+            logits, labels = self.predict_together(network, validation)
             record["validation_loss"] = F.cross_entropy(logits, labels).item()
             record["validation_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
         self.history.append(record)
         self.start_epoch()
+
+    def predict_together(self, network: nn.Module, data: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+        """`predict`, of which each process does a part; every one gets the whole."""
+        mine = np.array_split(np.arange(len(data.rows)), self.processes)[self.process]
+        share = data._replace(rows=data.rows[mine], labels=data.labels[mine])
+        logits = torch.zeros(len(data.rows), len(CLASS_NAMES), device=self.device)
+        if len(mine):
+            part, _ = predict(network, share, device=self.device, precision=self.precision)
+            logits[torch.from_numpy(mine).to(self.device)] = part.to(self.device)
+        return runtime.sum_over_processes(logits).cpu(), torch.from_numpy(data.labels)
 
     def check_loss(self) -> None:
         if not math.isfinite(loss := float(self.totals[0])):
@@ -206,7 +218,8 @@ class Run:
     def resume(self, checkpoint: Path | None, settings: dict) -> None:
         """Go to where the checkpoint stopped."""
         self.settings = {"version": VERSION, **asdict(self.recipe), "precision": self.precision, **settings}
-        state = artifacts.load_checkpoint(checkpoint, settings=self.settings) if checkpoint is not None else None
+        with runtime.first_process_first():  # it moves a file of other settings away
+            state = artifacts.load_checkpoint(checkpoint, settings=self.settings) if checkpoint is not None else None
         if state is None:
             return
         for name, part in self.moving().items():
@@ -277,26 +290,21 @@ def predict(
     """Logits float32 (M, classes) and labels int64 (M,) of all samples, on the CPU, in the order of `data.rows`.
 
     flip: average the logits of each picture and its mirror image (test-time augmentation). The model is evaluated in
-    `eval()` and left in the mode it came in. Several processes share the work; each gets all logits.
-    Taught in: chapter 2.
+    `eval()` and left in the mode it came in. Taught in: chapter 2.
     """
     device = runtime.device(device) if isinstance(device, str) else device
     dtype = getattr(torch, runtime.resolve_precision(device, precision))
-    process, processes = runtime.processes() if len(data.rows) >= runtime.processes()[1] else (0, 1)
-    share = data._replace(rows=data.rows[process::processes], labels=data.labels[process::processes])
     modes = {module: module.training for module in model.modules()}
     model.to(device).eval()
     outputs = []
     try:
-        for pixels, _ in images.batches(share, batch_size=batch_size, device=device, dtype=dtype):
+        for pixels, _ in images.batches(data, batch_size=batch_size, device=device, dtype=dtype):
             with runtime.autocast(device, precision):
                 output = model(pixels)
                 if flip:
                     output = (output + model(pixels.flip(3))) / 2
-            outputs.append(output.float())
+            outputs.append(output.float().cpu())
     finally:
         for module, mode in modes.items():
             module.training = mode
-    logits = torch.zeros(len(data.rows), outputs[0].shape[1], device=device)
-    logits[process::processes] = torch.cat(outputs)
-    return (runtime.sum_over_processes(logits) if processes > 1 else logits).cpu(), torch.from_numpy(data.labels)
+    return torch.cat(outputs), torch.from_numpy(data.labels)

@@ -265,8 +265,13 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(tmp_path):
 
 @pytest.mark.parametrize("network", ["plain", "frozen"])
 def test_two_processes_train_like_one(tmp_path, network):
-    """Gloo on the CPU, launched as a user launches it; the same global batch, of which the last one is odd."""
+    """Gloo on the CPU, launched as a user launches it; the same global batch, of which the last one is odd.
+
+    The pair finds a checkpoint of other settings, which the first process moves away once.
+    """
     alone, pair = tmp_path / "alone", tmp_path / "pair"
+    pair.mkdir()
+    artifacts.save_checkpoint(pair / "checkpoint.safetensors", {"step": 1}, settings={"version": 0})
     subprocess.run(job(alone, network), check=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -279,6 +284,7 @@ def test_two_processes_train_like_one(tmp_path, network):
     first, second = (load_file(folder / "weights.safetensors") for folder in (alone, pair))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
+    assert (pair / "checkpoint.previous.safetensors").exists()
 
 
 # --- predict ---
