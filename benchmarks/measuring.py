@@ -1,6 +1,6 @@
 """What the benchmarks share: rounds side by side, one JSON file each, a table; and the pictures that they work on.
 
-Every ratio compares things that ran in turn in one process on one machine; a rate is the median over the rounds, with
+Every ratio compares things that ran in turn in one call on one machine; a rate is the median over the rounds, with
 the slowest and the fastest as its spread.
 """
 

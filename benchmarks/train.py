@@ -82,7 +82,7 @@ def reference(folder: Path, architecture: str, *, arrays: bool = False, workers:
         dataset = Arrays(prepared(folder, PICTURES[architecture]), transform)
     else:
         dataset = datasets.ImageFolder(folder / "jpeg", transform)
-        dataset.samples = dataset.samples[: PICTURES[architecture]]
+        dataset.samples = dataset.samples[:: len(dataset) // PICTURES[architecture]]  # of every class
     loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     model = torchvision.models.get_model(architecture, num_classes=6)
     update, criterion = torch.optim.Adam(model.parameters(), lr=1e-4), nn.CrossEntropyLoss()
@@ -152,7 +152,9 @@ def compare(folder: Path, architecture: str, names: list[str], rounds: int) -> d
         for name, child in children.items():
             child.stdin.write("go\n")
             child.stdin.flush()
-            answer = json.loads(child.stdout.readline())
+            if not (line := child.stdout.readline()):
+                sys.exit(f"train: {name} stopped; to see why: {' '.join([*command, repr(name)])} <<< go")
+            answer = json.loads(line)
             if turn:
                 found[name].append(answer | {"rate": PICTURES[architecture] / answer["seconds"]})
     for child in children.values():

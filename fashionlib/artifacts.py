@@ -165,7 +165,7 @@ def save_checkpoint(path: Path, state: dict, *, settings: dict) -> None:
     tensors: dict = {}
     skeleton = _flatten(state, "", tensors)
     header = {"state": json.dumps(skeleton, default=_plain), "settings": json.dumps(settings, default=_plain)}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")  # one name: what a killed run leaves, the next one overwrites
     save_file(tensors, temporary, metadata=header)
     temporary.replace(path)
 

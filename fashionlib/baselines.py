@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from fashionlib import classifier
+from fashionlib import artifacts, classifier
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet
 
@@ -61,11 +62,21 @@ def _described(describe: Callable, data: ImageSet) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([describe(data.images[rows]) for rows in blocks]))
 
 
-def frozen(architecture: str, train: ImageSet, test: ImageSet, *, weights: str = "none", **options) -> dict:
+def frozen(
+    architecture: str,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    weights: str = "none",
+    cache: Path | None = None,
+    settings: dict | None = None,
+    **options,
+) -> dict:
     """A torchvision network as it comes, and a linear probe on its features; one forward pass a picture.
 
     Returns `logits` (M, 6), `images_per_second` of the forward pass, `parameters` and `features`. Pictures that are
-    too small for a network are enlarged for it. options: those of `predict`. Taught in: chapter 2b.
+    too small for a network are enlarged for it. cache: a file that keeps the features; settings: what names the
+    pictures and random weights there. options: those of `classifier.features`. Taught in: chapter 2b.
     """
     network = classifier.build(architecture, weights=weights)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -73,16 +84,23 @@ def frozen(architecture: str, train: ImageSet, test: ImageSet, *, weights: str =
     if min(train.images.shape[1:3]) < side:
         shape = [max(side, length) for length in train.images.shape[1:3]]
         network = nn.Sequential(nn.Upsample(shape, mode="bilinear"), network)
-    started = time.perf_counter()
-    seen, unseen = (classifier.features(network, data, **options) for data in (train, test))
-    rate = (len(train.rows) + len(test.rows)) / (time.perf_counter() - started)
-    weight, bias = classifier.linear_probe(seen, torch.from_numpy(train.labels))
-    found = {"images_per_second": rate, "parameters": parameters, "features": seen.shape[1]}
-    return {"logits": unseen @ weight.T + bias, **found}
+    key = {"architecture": architecture, "weights": weights, **(settings or {})}
+    found = artifacts.load_checkpoint(cache, settings=key) if cache else None
+    if found is None:
+        started = time.perf_counter()
+        found = {
+            part: classifier.features(network, data, **options) for part, data in (("train", train), ("test", test))
+        }
+        found["images_per_second"] = (len(train.rows) + len(test.rows)) / (time.perf_counter() - started)
+        if cache:
+            artifacts.save_checkpoint(cache, found, settings=key)
+    weight, bias = classifier.linear_probe(found["train"], torch.from_numpy(train.labels))
+    facts = {"images_per_second": found["images_per_second"], "parameters": parameters, "features": weight.shape[1]}
+    return {"logits": found["test"] @ weight.T + bias, **facts}
 
 
 def every_class(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
-    """At most `count` pictures, drawn evenly over the classes: a part that a slow comparison can afford.
+    """About `count` pictures, as many of each class where it has them: a part that a slow comparison can afford.
 
     Taught in: chapter 2b.
     """

@@ -17,6 +17,7 @@ import argparse
 import pickle
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def build(architecture: str, *, weights: str = "none", stem: str = "imagenet", c
         model.maxpool = nn.MaxPool2d(2)
     if weights != "none":
         _load_backbone(model, _weights(architecture, weights), weights)
+        _expect_its_pixels(model, weights)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -88,11 +90,12 @@ def _weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
     chosen = known["IMAGENET1K_V1"]
     try:
         return torch.hub.load_state_dict_from_url(chosen.url, map_location="cpu", weights_only=True, progress=False)
-    except OSError as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file there
         folder = Path(torch.hub.get_dir()) / "checkpoints"
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"ImageNet weights of {architecture} could not be downloaded ({error}). Put {Path(chosen.url).name}, "
-            f"which https://{chosen.url.split('//')[1]} offers, into {folder}, or choose weights = 'none'."
+            f"ImageNet weights of {architecture} could not be had ({reason}). Put {Path(chosen.url).name}, which "
+            f"{chosen.url} offers, into {folder}, or choose weights = 'none'."
         ) from error
 
 
@@ -105,6 +108,12 @@ def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], origin: str
     if body:
         raise InputError(f"weights {origin!r} are not of this network: {body[0]} and {len(body) - 1} more do not fit.")
     model.load_state_dict(fitting, strict=False)
+
+
+def _expect_its_pixels(model: nn.Module, weights: str) -> None:
+    """GoogLeNet's and Inception's ImageNet weights want pixels from -1 to 1: the network then converts ours."""
+    if weights == "imagenet" and hasattr(model, "transform_input"):
+        model.transform_input = True
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -134,26 +143,33 @@ def train(
         model = build(architecture, weights=weights, stem=stem)
     settings = {"architecture": architecture, "stem": stem, "size": size, "classes": len(CLASS_NAMES)}
     settings |= {"weights": weights, "fit": prepared.manifest["settings"]["fit"]}
-    checkpoint = folder / "classifier.checkpoint.safetensors"
     parts = (prepared.subset("train", size), prepared.subset("validation", size))
-    if probe_first:
-        probe(model, parts[0], device=options.get("device", "auto"), precision=options.get("precision", "auto"))
+    where = {name: options[name] for name in ("device", "precision") if name in options}
+    begin = {"at_start": partial(probe, model, parts[0], **where)} if probe_first else {}
+    begin["checkpoint"] = folder / "classifier.checkpoint.safetensors"
     key = {**settings, "probe_first": probe_first, "data": prepared.checksum(size)}
-    history = fit(model, *parts, recipe=recipe, checkpoint=checkpoint, settings=key, **options)
+    history = fit(model, *parts, recipe=recipe, settings=key, **begin, **options)
     if runtime.processes()[0] == 0:
         artifacts.save_weights(folder / "classifier.safetensors", model, settings)
     return model, history
 
 
-def features(model: nn.Module, data: ImageSet, **options) -> torch.Tensor:
+def features(
+    model: nn.Module,
+    data: ImageSet,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "auto",
+    precision: str = "auto",
+) -> torch.Tensor:
     """What the network's last linear layer receives: float32 (M, features) on the CPU; one forward pass a picture.
 
-    options: those of `predict`. Raises InputError for a network without a linear layer. Taught in: chapter 2.
+    Raises InputError for a network without a linear layer. Taught in: chapter 2.
     """
     received = []
     hook = _head(model).register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float().cpu()))
     try:
-        predict(model, data, **options)
+        predict(model, data, batch_size=batch_size, device=device, precision=precision)
     finally:
         hook.remove()
     return torch.cat(received)
@@ -176,17 +192,19 @@ def linear_probe(inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
 
     scaler = StandardScaler().fit(inputs.numpy())
     regression = LogisticRegression(C=0.01, max_iter=300).fit(scaler.transform(inputs.numpy()), labels.numpy())
+    slopes, starts = regression.coef_ / scaler.scale_, regression.intercept_
+    if len(regression.classes_) == 2:  # scikit-learn then keeps one row, for the second class against the first
+        slopes, starts = np.stack([0 * slopes[0], slopes[0]]), np.append(0 * starts, starts)
     weight = np.zeros((len(CLASS_NAMES), inputs.shape[1]))
     bias = np.full(len(CLASS_NAMES), -1e3)  # of a class that the training part lacks
-    weight[regression.classes_] = regression.coef_ / scaler.scale_
-    bias[regression.classes_] = regression.intercept_ - (regression.coef_ / scaler.scale_) @ scaler.mean_
+    weight[regression.classes_], bias[regression.classes_] = slopes, starts - slopes @ scaler.mean_
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
 
 def probe(model: nn.Module, data: ImageSet, **options) -> None:
     """Set the network's head to the `linear_probe` of its own features; the body stays as it is (Kumar et al. 2022).
 
-    options: those of `predict`. Taught in: chapter 2.
+    options: those of `features`. Taught in: chapter 2.
     """
     weight, bias = linear_probe(features(model, data, **options), torch.from_numpy(data.labels))
     with torch.no_grad():
@@ -207,6 +225,7 @@ def load(folder: Path, device: torch.device | str = "auto") -> tuple[nn.Module, 
     _, settings = artifacts.read_checkpoint(path)
     model = build(settings["architecture"], stem=settings["stem"])
     artifacts.load_weights(path, model)
+    _expect_its_pixels(model, settings.get("weights", "none"))
     return model.to(device).eval(), settings
 
 

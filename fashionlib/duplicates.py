@@ -33,7 +33,8 @@ def perceptual_hashes(thumbnails: Reader, count: int) -> np.ndarray:
     hashes = np.empty(count, np.uint64)
     for start in range(0, count, BLOCK):
         rows = np.arange(start, min(start + BLOCK, count))
-        grey = thumbnails(rows).mean(axis=3, dtype=np.float32)  # (B, H, W)
+        red, green, blue = np.moveaxis(thumbnails(rows).astype(np.float32), 3, 0)
+        grey = (red + green + blue) / 3  # (B, H, W); the mean over an axis of three is five times as slow
         low = dctn(grey, axes=(1, 2))[:, :8, :8].reshape(-1, 64)
         bits = low > np.median(low, axis=1, keepdims=True)
         hashes[rows] = np.packbits(bits, axis=1).view(">u8")[:, 0]

@@ -11,6 +11,7 @@ copy. Shifts and flips move whole lines of bytes; normalising writes the floats 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -159,21 +160,22 @@ def batches(
     mirrored = torch.rand(count, generator=generator) < (0.5 if flip and epoch is not None else 0)
     reach = crop if epoch is not None else 0
     shifts = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
-    labels = torch.from_numpy(data.labels)
-    on_device = isinstance(data.images, torch.Tensor)
-    gather = _gather_on_device if on_device else _gather
+    rows, labels = torch.from_numpy(data.rows), torch.from_numpy(data.labels)
+    on_device, pinned = isinstance(data.images, torch.Tensor), device.type == "cuda"
+    if on_device:  # once an epoch: a copy a step would make the host wait for the device
+        order, rows, labels, shifts, mirrored = (each.to(device) for each in (order, rows, labels, shifts, mirrored))
 
     def pictures(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = data.rows[chosen.numpy()]  # NumPy takes a tensor of one number for a number
-        pixels = torch.as_tensor(gather(data.images, rows, shifts[chosen].numpy(), mirrored[chosen].numpy(), reach))
-        if device.type == "cuda" and not on_device:
-            pixels = pixels.pin_memory()
-        return pixels.to(device, non_blocking=True), labels[chosen].to(device)
+        if on_device:
+            return _gather_on_device(data.images, rows[chosen], shifts[chosen], mirrored[chosen]), labels[chosen]
+        place, moves = rows[chosen].numpy(), (shifts[chosen].numpy(), mirrored[chosen].numpy())
+        made = torch.from_numpy(_gather(data.images, place, *moves, reach)), labels[chosen]
+        return tuple((each.pin_memory() if pinned else each).to(device, non_blocking=pinned) for each in made)
 
     end = count - count % batch_size if drop_last else count
     chosen = (order[start : min(start + batch_size, end)] for start in range(first * batch_size, end, batch_size))
     shares = (batch[min(process, len(batch) - 1) :: processes] for batch in chosen)
-    read = _one_ahead if device.type == "cuda" and not on_device else map
+    read = _one_ahead if pinned and not on_device else map
     for pixels, answers in read(pictures, shares):
         yield normalise(pixels, dtype), answers
 
@@ -242,18 +244,16 @@ def _gather(images: np.ndarray, rows: np.ndarray, shifts: np.ndarray, mirrored: 
 
 
 def _gather_on_device(
-    images: torch.Tensor, rows: np.ndarray, shifts: np.ndarray, mirrored: np.ndarray, reach: int
+    images: torch.Tensor, rows: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor
 ) -> torch.Tensor:
-    """What `_gather` does, with pictures that lie on a device: one gather of pixels by their place."""
+    """What `_gather` does, where everything lies on a device: one gather of pixels by their place."""
     import torch
 
     height, width = images.shape[1:3]
-    down, right = shifts[:, :1], shifts[:, 1:]
-    y = np.clip(np.arange(height) + down, 0, height - 1)  # (B, H)
-    x = np.clip(np.arange(width) + right, 0, width - 1)  # (B, W)
-    x = np.where(mirrored[:, None], width - 1 - x, x)
-    picture, line, column = (torch.from_numpy(place).to(images.device) for place in (rows, y, x))
-    return images[picture[:, None, None], line[:, :, None], column[:, None, :]]
+    line = (torch.arange(height, device=images.device) + shifts[:, :1]).clamp(0, height - 1)  # (B, H)
+    column = (torch.arange(width, device=images.device) + shifts[:, 1:]).clamp(0, width - 1)  # (B, W)
+    column = torch.where(mirrored[:, None], width - 1 - column, column)
+    return images[rows[:, None, None], line[:, :, None], column[:, None, :]]
 
 
 def normalise(pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -265,8 +265,7 @@ def normalise(pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.T
     import torch
 
     count, height, width, _ = pixels.shape
-    mean, std = (torch.tensor(values, device=pixels.device).repeat(width) for values in (MEAN, STD))  # of one line
-    scale, shift = 1 / (255 * std), -mean / std
+    scale, shift = _line(pixels.device, width)
     result = torch.empty(pixels.shape, dtype=dtype or torch.float32, device=pixels.device)
     lines, target = (array.reshape(count, height, 3 * width) for array in (pixels, result))
     block = max(1, CACHE // (3 * height * width)) if pixels.device.type == "cpu" else max(count, 1)
@@ -274,6 +273,15 @@ def normalise(pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.T
         part = slice(start, start + block)
         torch.addcmul(shift, lines[part].float(), scale, out=target[part])
     return result.permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _line(device: torch.device, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a line of `width` pixels is multiplied by, and what is added; made once for a device."""
+    import torch
+
+    mean, std = (torch.tensor(values, device=device).repeat(width) for values in (MEAN, STD))
+    return 1 / (255 * std), -mean / std
 
 
 def denormalise(pixels: torch.Tensor) -> torch.Tensor:

@@ -246,7 +246,7 @@ def reliability(series: dict[str, dict[str, Sequence[float]]]) -> Figure:
 def cost_and_accuracy(points: dict[str, dict[str, float]], xlabel: str) -> Figure:
     """One named point each: `cost` (logarithmic), `accuracy` and its interval `low` to `high`, shares.
 
-    Taught in: chapter 2.
+    Taught in: chapter 2b.
     """
     figure, axes = subplots(size=(7, 3.2))
     ax = axes[0, 0]
@@ -257,6 +257,8 @@ def cost_and_accuracy(points: dict[str, dict[str, float]], xlabel: str) -> Figur
         )
         ax.annotate(name, (point["cost"], point["accuracy"]), xytext=(6, 3), textcoords="offset points", fontsize=8)
     ax.set_xscale("log")
+    for formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
     ax.margins(x=0.2)
     ax.set_xlabel(xlabel)
     ax.set_ylabel("accuracy, 95 % interval")

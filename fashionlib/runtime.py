@@ -88,7 +88,10 @@ def processes() -> tuple[int, int]:
 
 
 def first_process_first() -> contextlib.AbstractContextManager:
-    """What stands under it the first process does before the others: a download, a file that is moved away."""
+    """What stands under it the first process does before the others: a download, a file that is moved away.
+
+    Taught in: chapter 2.
+    """
     if processes()[1] == 1:
         return contextlib.nullcontext()
     from accelerate import PartialState
@@ -97,7 +100,10 @@ def first_process_first() -> contextlib.AbstractContextManager:
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of the tensors of all processes, in each of them; of one process, the tensor itself."""
+    """The sum of the tensors of all processes, in each of them; of one process, the tensor itself.
+
+    Taught in: chapter 2.
+    """
     if processes()[1] == 1:
         return tensor
     from accelerate.utils import reduce
@@ -113,7 +119,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give memory that a failed step left behind back to the GPU's other users."""
+    """Give memory that a failed step left behind back to the GPU's other users. Taught in: chapter 2."""
     import gc
 
     import torch
@@ -144,7 +150,7 @@ def use_threads(count: int) -> int:
     """Let torch use `count` threads for what this thread asks of it; returns how many it used before.
 
     A thread of a pool that shares the work out by itself wants 1: with two threads in each of two, resizing to 40x30
-    takes 0.34 ms, of which 0.26 ms are spent on waking the second.
+    takes 0.34 ms, of which 0.26 ms are spent on waking the second. Taught in: chapter 1.
     """
     import torch
 

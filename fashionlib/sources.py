@@ -47,7 +47,7 @@ class Source:
 
     path: Path
     root: str  # the shallowest folder that holds styles.csv and images/, "" or ending in "/"
-    sizes: dict[str, int] = field(repr=False)  # member below the root: bytes
+    files: dict[str, tuple[int, int]] = field(repr=False)  # member below the root: bytes, and time or CRC
     ignored_copies: int  # nested identical catalogues, as Kaggle's archives have them
 
     def read(self, name: str) -> bytes:
@@ -71,13 +71,13 @@ class Source:
 
     def reader(self) -> Source:
         """The same source without its table of members: light enough to travel to a worker with every task."""
-        return replace(self, sizes={})
+        return replace(self, files={})
 
     def members(self, folder: str, suffix: str) -> dict[int, str]:
         """Product id -> member, for `<folder>/<id><suffix>`; an id has no leading zeros."""
-        paths = (PurePosixPath(name) for name in sorted(self.sizes))
-        found = (path for path in paths if path.suffix.lower() == suffix and str(path.parent) == folder)
-        return {int(path.stem): str(path) for path in found if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.stem)}
+        pattern = re.compile(rf"{re.escape(folder)}/(0|[1-9][0-9]{{0,17}})(?i:{re.escape(suffix)})")
+        found = map(pattern.fullmatch, sorted(self.files))
+        return {int(match[1]): match[0] for match in found if match}
 
     def fingerprint(self) -> str:
         """SHA-256 over styles.csv and the names, sizes and times of all members: changes with the source.
@@ -86,14 +86,9 @@ class Source:
         """
         try:
             digest = hashlib.sha256(self.read("styles.csv"))
-            if self.path.is_dir():
-                base = self.path / self.root
-                stamps = {name: (base / name).stat().st_mtime_ns for name in self.sizes}
-            else:
-                stamps = {name: _archive(self.path).getinfo(self.root + name).CRC for name in self.sizes}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             raise unreadable(self.path, error) from error
-        digest.update(repr(sorted((name, size, stamps[name]) for name, size in self.sizes.items())).encode())
+        digest.update(repr(sorted(self.files.items())).encode())
         return digest.hexdigest()
 
 
@@ -134,20 +129,20 @@ def open_source(source: str | Path) -> Source:
         raise unreadable(path, error) from error
 
 
-def _folder_members(path: Path, prefix: str = "") -> dict[str, int]:
-    """Files and sizes of a folder; a part of it that is closed to us is an error, not an empty part."""
+def _folder_members(path: Path, prefix: str = "") -> dict[str, tuple[int, int]]:
+    """Files of a folder, with sizes and times; a part of it that is closed to us is an error, not an empty part."""
     members = {}
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir():
                 members |= _folder_members(entry.path, f"{prefix}{entry.name}/")
             elif entry.is_file():
-                members[prefix + entry.name] = entry.stat().st_size
+                members[prefix + entry.name] = (entry.stat().st_size, entry.stat().st_mtime_ns)
     return members
 
 
-def _zip_members(path: Path) -> dict[str, int]:
-    """Members and sizes of a zip; refuses entries that would leave it (nothing is ever unpacked, all the same)."""
+def _zip_members(path: Path) -> dict[str, tuple[int, int]]:
+    """Members of a zip, with sizes and checksums. Refuses entries that would leave it, though nothing is unpacked."""
     try:
         entries = _archive(path).infolist()
     except (zipfile.BadZipFile, NotImplementedError) as error:
@@ -163,21 +158,21 @@ def _zip_members(path: Path) -> dict[str, int]:
             raise InputError(
                 f"source {path} has an entry that points outside of it: {entry.filename!r}. Do not use it."
             )
-    return {entry.filename: entry.file_size for entry in entries if not entry.is_dir()}
+    return {entry.filename: (entry.file_size, entry.CRC) for entry in entries if not entry.is_dir()}
 
 
-def _locate(path: Path, sizes: dict[str, int]) -> Source:
+def _locate(path: Path, files: dict[str, tuple[int, int]]) -> Source:
     """The shallowest folder with styles.csv and images/; deeper ones are copies, ignored and counted."""
-    folders = {name.rsplit("images/", 1)[0] for name in sizes if "images/" in name}
-    tables = {name[: -len("styles.csv")] for name in sizes if PurePosixPath(name).name == "styles.csv"}
+    folders = {name.rsplit("images/", 1)[0] for name in files if "images/" in name}
+    tables = {name[: -len("styles.csv")] for name in files if name.rpartition("/")[2] == "styles.csv"}
     roots = sorted(folders & tables, key=lambda root: (root.count("/"), root))
     if not roots:
         raise InputError(
             f"source {path} is no catalogue: expected styles.csv beside a folder images/, found neither pair."
         )
     root = roots[0]
-    inside = {name[len(root) :]: size for name, size in sizes.items() if name.startswith(root)}
-    own = {name: size for name, size in inside.items() if name.split("/")[0] in ("styles.csv", "images", "masks")}
+    inside = {name[len(root) :]: facts for name, facts in files.items() if name.startswith(root)}
+    own = {name: facts for name, facts in inside.items() if name.split("/")[0] in ("styles.csv", "images", "masks")}
     return Source(path, root, own, ignored_copies=len(roots) - 1)
 
 

@@ -6,8 +6,8 @@
 
     accelerate launch -m fashionlib.classifier fit --profile full    # the same `fit`, in several processes
 
-What chance decides (order, augmentation, dropout) depends on the seed, the epoch and the sample or step alone: a run
-that was killed, or that changes its number of processes, goes on as if nothing had happened.
+What chance decides depends on the seed, the epoch and the sample (order, augmentation) or the step (dropout) alone: a
+run that was killed goes on as if nothing had happened; order and augmentation are the same in any number of processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Recipe:
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
     flip: bool = False  # mirror half of the pictures
     crop: int = 0  # shift each picture by up to so many pixels
-    half_size_epochs: int = 0  # first epochs at half the height and width, in a quarter of the time
+    half_size_epochs: int = 0  # first epochs at half the height and width
     average: float = 0.0  # share of all steps that the average of the weights reaches back; 0: the last weights
     frozen_batch_norm: bool = False  # keep the statistics that the weights came with
     seed: int = 0
@@ -81,12 +81,14 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_steps: int = 200,
     settings: dict | None = None,
+    at_start: Callable[[], None] | None = None,
 ) -> list[dict]:
     """Train `model` in place; one dictionary an epoch: losses, accuracies, learning rate, seconds.
 
     compiled: run through `torch.compile`. checkpoint: a file that is written every `checkpoint_steps` steps and after
     every epoch; a run that was stopped goes on from it, a finished one returns at once. settings: what names the model
-    and the data there (`images.Prepared.checksum`). Where several processes were launched, each takes its share of
+    and the data there (`images.Prepared.checksum`). at_start: called where there is no checkpoint to go on from. Where
+    several processes were launched, each takes its share of
     every batch, all end with the same weights, and the first one writes the checkpoint.
     Raises InputError where the loss is no longer finite, or a batch does not fit into the GPU. Taught in: chapter 2.
     """
@@ -96,22 +98,17 @@ def fit(
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device)
     run = Run(model, images.resident(train, device), recipe, device, runtime.resolve_precision(device, precision))
-    run.resume(checkpoint, settings or {})
+    if not run.resume(checkpoint, {"precision": precision, **(settings or {})}) and at_start is not None:
+        at_start()
     network = DistributedDataParallel(model) if processes > 1 else model
-    network = torch.compile(network) if compiled else network
-    try:
-        for epoch in range(len(run.history), recipe.epochs):
-            for step in run.epoch(network):
-                if step % checkpoint_steps == 0:
-                    run.save(checkpoint)
-            if recipe.average and epoch == recipe.epochs - 1:
-                run.take_average()
-            run.end_epoch(validation)
-            run.save(checkpoint)
-        return run.history
-    except torch.OutOfMemoryError:
-        pass  # the traceback holds the batch: only behind this line is its memory free
-    raise InputError(run.what_fits())
+    network = torch.compile(network, dynamic=False) if compiled else network
+    for _ in range(len(run.history), recipe.epochs):
+        for step in run.epoch(network):
+            if step % checkpoint_steps == 0:
+                run.save(checkpoint)
+        run.end_epoch(validation)
+        run.save(checkpoint)
+    return run.history
 
 
 class Run:
@@ -132,10 +129,12 @@ class Run:
         self.start_epoch()
 
     def start_epoch(self) -> None:
-        self.step, self.seconds = 0, 0.0
+        """Nothing of the next epoch is done yet."""
+        self.step, self.seconds, self.started = 0, 0.0, time.perf_counter()
         self.totals = torch.zeros(3, device=self.device)  # loss, hits, pictures; on the device: no wait a step
 
     def batches(self, epoch: int, **share) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Training batches as the recipe wants them; share: the process's part, the batch to begin with."""
         recipe, dtype = self.recipe, getattr(torch, self.precision)
         options = {"batch_size": recipe.batch_size, "seed": recipe.seed, "flip": recipe.flip, "crop": recipe.crop}
         return images.batches(self.train, device=self.device, epoch=epoch, dtype=dtype, **options, **share)
@@ -145,48 +144,63 @@ class Run:
         epoch = len(self.history)
         train_mode(self.model, frozen_batch_norm=self.recipe.frozen_batch_norm)
         batches = self.batches(epoch, first=self.step, process=self.process, processes=self.processes)
-        started = time.perf_counter() - self.seconds
+        self.started = time.perf_counter() - self.seconds
         bar = {"total": self.steps, "initial": self.step, "unit": "batch"}
         for pixels, labels in runtime.progress(batches, "training", **bar):
-            done = (epoch * self.steps + self.step) * self.processes + self.process
-            torch.manual_seed(images.epoch_seed(self.recipe.seed, done))  # dropout
-            self.one_step(network, F.avg_pool2d(pixels, 2) if self.half else pixels, labels)
+            self.seed_step(epoch * self.steps + self.step)
+            try:
+                self.one_step(network, F.avg_pool2d(pixels, 2) if self.half else pixels, labels)
+            except torch.OutOfMemoryError:
+                break  # the traceback holds the batch: only behind this block is its memory free
             self.step += 1
-            self.seconds = time.perf_counter() - started
             yield self.step
+        else:
+            return
+        raise InputError(self.what_fits())
+
+    def seed_step(self, step: int) -> None:
+        """What dropout draws depends on the step alone, and differs between the processes."""
+        torch.manual_seed(images.epoch_seed(self.recipe.seed, step * self.processes + self.process))
 
     @property
     def half(self) -> bool:
+        """Whether this epoch sees the pictures at half their height and width."""
         return len(self.history) < self.recipe.half_size_epochs
 
     def one_step(self, network: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> None:
         """Forward, backward, update; pixels (B, 3, H, W) of this process, labels (B,)."""
         together = min(self.recipe.batch_size, len(self.train.rows) - self.step * self.recipe.batch_size)
+        counted = min(len(labels), len(range(self.process, together, self.processes)))  # 0: a share that another has
         with runtime.autocast(self.device, self.precision):
             logits = network(pixels)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
         self.update.zero_grad(set_to_none=True)
-        (loss * (self.processes / together)).backward()  # the processes' gradients are averaged, not summed
+        factor = self.processes / together if counted else 0.0  # the processes' gradients are averaged, not summed
+        (loss * factor).backward()
         self.update.step()
         self.rates.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        hits = (logits.detach().argmax(1) == labels).sum()
-        self.totals += torch.stack([loss.detach().float(), hits, torch.full_like(hits, len(labels))])
+        if counted:
+            hits = (logits.detach().argmax(1) == labels).sum()
+            self.totals += torch.stack([loss.detach().float(), hits, torch.full_like(hits, counted)])
 
     def take_average(self) -> None:
         """The averaged weights become the model's, and their BatchNorm statistics are taken anew."""
         self.model.load_state_dict(self.average.module.state_dict())
         if not self.recipe.frozen_batch_norm:
+            self.seed_step(self.recipe.epochs * self.steps)
             with runtime.autocast(self.device, self.precision):
                 update_bn(itertools.islice(self.batches(self.recipe.epochs), STATISTICS_BATCHES), self.model)
 
     def end_epoch(self, validation: ImageSet | None) -> None:
-        """Put the epoch on record, with what the validation part says of it."""
-        self.check_loss()
-        loss, hits, count = runtime.sum_over_processes(self.totals).tolist()
+        """Put the epoch on record, with what the validation part says of it; after the last, take the average."""
+        loss, hits, count = self.totals_of_all().tolist()
+        self.seconds = time.perf_counter() - self.started
         record = {"epoch": len(self.history) + 1, "train_loss": loss / count, "train_accuracy": hits / count}
         record |= {"learning_rate": self.rates.get_last_lr()[0], "seconds": self.seconds}
+        if self.average is not None and len(self.history) + 1 == self.recipe.epochs:
+            self.take_average()
         if validation is not None:
             network = nn.Sequential(nn.AvgPool2d(2), self.model) if self.half else self.model
             logits, labels = self.predict_together(network, validation)
@@ -205,54 +219,63 @@ class Run:
             logits[torch.from_numpy(mine).to(self.device)] = part.to(self.device)
         return runtime.sum_over_processes(logits).cpu(), torch.from_numpy(data.labels)
 
-    def check_loss(self) -> None:
-        if not math.isfinite(loss := float(self.totals[0])):
-            found = f"the loss is {loss} in epoch {len(self.history) + 1}"
-            raise InputError(f"{found}: lower learning_rate = {self.recipe.learning_rate}.")
+    def totals_of_all(self) -> torch.Tensor:
+        """Loss, hits and pictures of this epoch over all processes. Raises InputError where something is not finite."""
+        totals = runtime.sum_over_processes(self.totals.clone())
+        whole = all(parameter.isfinite().all() for parameter in self.model.parameters())
+        if not (whole and math.isfinite(loss := float(totals[0]))):
+            found = f"the loss is {loss}" if whole else "weights are no longer finite"
+            raise InputError(
+                f"{found} in epoch {len(self.history) + 1}: lower learning_rate = {self.recipe.learning_rate}."
+            )
+        return totals
 
     def moving(self) -> dict:
         """What a checkpoint keeps as tensors."""
         parts = {"model": self.model, "optimizer": self.update, "schedule": self.rates}
         return parts | ({"average": self.average} if self.average is not None else {})
 
-    def resume(self, checkpoint: Path | None, settings: dict) -> None:
-        """Go to where the checkpoint stopped."""
-        self.settings = {"version": VERSION, **asdict(self.recipe), "precision": self.precision, **settings}
+    def resume(self, checkpoint: Path | None, settings: dict) -> bool:
+        """Go to where the checkpoint stopped; False where there is none to go on from."""
+        self.settings = {"version": VERSION, **asdict(self.recipe), **settings}
         with runtime.first_process_first():  # it moves a file of other settings away
             state = artifacts.load_checkpoint(checkpoint, settings=self.settings) if checkpoint is not None else None
         if state is None:
-            return
+            return False
         for name, part in self.moving().items():
             if part is self.update:
                 artifacts.restore_optimizer(part, state[name])
             else:
                 part.load_state_dict(state[name])
         self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
-        self.totals = state["totals"].to(self.device)
+        if self.process == 0:  # the totals are those of all
+            self.totals = state["totals"].to(self.device)
+        return True
 
     def save(self, checkpoint: Path | None) -> None:
-        """Write the checkpoint; a run whose loss is not finite leaves the last good one as it is."""
-        self.check_loss()
+        """Write the checkpoint; what is not finite leaves the last good one as it is."""
+        totals = self.totals_of_all()
+        self.seconds = time.perf_counter() - self.started if self.step else 0.0
         if checkpoint is not None and self.process == 0:
             state = {name: part.state_dict() for name, part in self.moving().items()}
-            state |= {"history": self.history, "step": self.step, "seconds": self.seconds, "totals": self.totals}
+            state |= {"history": self.history, "step": self.step, "seconds": self.seconds, "totals": totals}
             artifacts.save_checkpoint(checkpoint, state, settings=self.settings)
 
     def what_fits(self) -> str:
         """After a batch that did not fit into the device: halve it until a step does, and say so."""
         height, width = self.train.images.shape[1:3]
-        size = self.recipe.batch_size // self.processes
-        fits = False
-        while size > 1 and not fits:
-            size //= 2
+        found = f"batch_size = {self.recipe.batch_size} does not fit into the memory of {self.device}"
+        if self.processes > 1:  # a trial would wait for processes that have stopped
+            return f"{found}, of which {self.processes} processes share each batch; try half of it."
+        self.step, size = 0, self.recipe.batch_size
+        while (size := size // 2) >= 2:  # BatchNorm may want two
             runtime.release_memory(self.device)
             with contextlib.suppress(torch.OutOfMemoryError):
                 pixels = torch.zeros(size, 3, height, width, device=self.device)
                 labels = torch.zeros(size, dtype=torch.int64, device=self.device)
                 self.one_step(self.model, pixels.to(memory_format=torch.channels_last), labels)
-                fits = True
-        advice = f"{size * self.processes} does" if fits else "nor does a single picture"
-        return f"batch_size = {self.recipe.batch_size} does not fit into the memory of {self.device}; {advice}."
+                return f"{found}; {size} does."
+        return f"{found}; nor do two pictures."
 
 
 def _schedule(update: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -277,7 +300,6 @@ def train_mode(model: nn.Module, *, frozen_batch_norm: bool = False) -> nn.Modul
     return model
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     data: ImageSet,
@@ -294,17 +316,19 @@ def predict(
     """
     device = runtime.device(device) if isinstance(device, str) else device
     dtype = getattr(torch, runtime.resolve_precision(device, precision))
+    model.to(device)
     modes = {module: module.training for module in model.modules()}
-    model.to(device).eval()
     outputs = []
     try:
-        for pixels, _ in images.batches(data, batch_size=batch_size, device=device, dtype=dtype):
-            with runtime.autocast(device, precision):
+        model.eval()
+        with torch.inference_mode(), runtime.autocast(device, precision):
+            for pixels, _ in images.batches(data, batch_size=batch_size, device=device, dtype=dtype):
                 output = model(pixels)
                 if flip:
                     output = (output + model(pixels.flip(3))) / 2
-            outputs.append(output.float().cpu())
+                outputs.append(output.float().cpu())
+        logits = torch.cat(outputs)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return torch.cat(outputs), torch.from_numpy(data.labels)
+    return logits, torch.from_numpy(data.labels)

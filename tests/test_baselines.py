@@ -69,6 +69,18 @@ def test_a_frozen_network_is_a_probe_on_its_features(data):
     assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_features_are_kept(tmp_path, data):
+    options = {"device": "cpu", "precision": "float32", "cache": tmp_path / "features.safetensors"}
+    torch.manual_seed(0)
+    first = baselines.frozen("resnet10", data, data, settings={"seed": 0}, **options)
+    torch.manual_seed(1)  # other random weights: the kept features must answer
+    again = baselines.frozen("resnet10", data, data, settings={"seed": 0}, **options)
+    assert torch.equal(again["logits"], first["logits"])
+    assert again["images_per_second"] == first["images_per_second"]
+    other = baselines.frozen("resnet10", data, data, settings={"seed": 1}, **options)
+    assert not torch.equal(other["logits"], first["logits"])
+
+
 def test_pictures_too_small_for_a_network_are_enlarged(data):
     few = data._replace(rows=data.rows[:6], labels=data.labels[:6])
     found = baselines.frozen("inception_v3", few, few, device="cpu", precision="float32")

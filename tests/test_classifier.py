@@ -2,16 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import solid
+from conftest import csv_line, encode, solid, write_catalogue
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from fashionlib import artifacts, classifier, images, runtime
+from fashionlib import artifacts, classifier, images, preparation, runtime
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.runtime import InputError
 
@@ -95,6 +96,28 @@ def test_imagenet_weights_come_from_torchs_cache(tmp_path, monkeypatch):
     assert torch.equal(model.features[0].weight, original.features[0].weight)
 
 
+@pytest.mark.parametrize(("name", "converts"), [("googlenet", True), ("resnet18", False)])
+def test_networks_whose_weights_want_other_pixels_convert_them(tmp_path, monkeypatch, name, converts):
+    """torchvision sets the flag where it loads ImageNet's weights itself."""
+    monkeypatch.setattr(classifier, "_weights", lambda *_: classifier.build(name).state_dict())
+    model = classifier.build(name, weights="imagenet")
+    assert getattr(model, "transform_input", False) == converts
+    settings = {"architecture": name, "stem": "imagenet", "weights": "imagenet"}
+    artifacts.save_weights(tmp_path / "classifier.safetensors", model, settings)
+    assert getattr(classifier.load(tmp_path, "cpu")[0], "transform_input", False) == converts
+
+
+def test_a_damaged_file_in_torchs_cache_is_one_line(tmp_path, monkeypatch):
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url = torchvision.models.get_model_weights("squeezenet1_1").IMAGENET1K_V1.url
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1]).write_bytes(b"half a download")
+    with pytest.raises(InputError, match="could not be had"):
+        classifier.build("squeezenet1_1", weights="imagenet")
+
+
 def test_imagenet_weights_without_network_say_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
@@ -151,10 +174,80 @@ def test_the_probe_makes_the_head_scikit_learns_regression(data):
     assert torch.equal(model.layer4[0].conv2.weight, body)
 
 
-def test_a_class_without_pictures_is_never_the_probes_answer():
-    inputs, labels = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2 * 4
+@pytest.mark.parametrize("classes", [[0, 4], [1, 2, 5]])
+def test_a_class_without_pictures_is_never_the_probes_answer(classes):
+    inputs = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor(classes)[(inputs[:, 0] > 0).long() + (inputs[:, 1] > 0).long() * (len(classes) > 2)]
     weight, bias = classifier.linear_probe(inputs, labels)
-    assert set((inputs @ weight.T + bias).argmax(1).tolist()) <= {0, 4}
+    scaler = StandardScaler().fit(inputs)
+    regression = LogisticRegression(C=0.01, max_iter=300).fit(scaler.transform(inputs), labels)
+    found = (inputs @ weight.T + bias).argmax(1)
+    assert found.tolist() == regression.predict(scaler.transform(inputs)).tolist()
+    assert set(found.tolist()) == set(classes)
+
+
+# --- train ---
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A prepared run `sample` of thirty-six small pictures, in a build folder of its own."""
+    monkeypatch.setenv("FASHION_BUILD", str(tmp_path / "build"))
+    random = np.random.default_rng(0)
+    pictures = {i: encode(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for i in range(1, 37)}
+    kinds = [(gender, category) for gender in ("Men", "Women") for category in ("Accessories", "Apparel", "Footwear")]
+    lines = [csv_line(i, *kinds[i % 6], name=f"Product {i}") for i in pictures]
+    source = write_catalogue(tmp_path / "catalogue", lines, pictures)
+    return images.load(preparation.prepare(source, artifacts.folder("sample") / "prepared", sizes=[64]))
+
+
+NETWORK = {"architecture": "resnet10", "size": [64, 64], "device": "cpu", "precision": "float32"}
+SHORT = classifier.Recipe(epochs=1, batch_size=16, learning_rate=1e-3)
+
+
+def test_train_leaves_weights_that_load(prepared):
+    model, history = classifier.train(prepared, artifacts.folder("sample"), SHORT, **NETWORK)
+    loaded, settings = classifier.load(artifacts.folder("sample"), "cpu")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert (settings["size"], settings["fit"], len(history)) == ([64, 64], "squash", 1)
+
+
+def test_train_may_begin_with_a_probe(prepared):
+    """With a rate of 0 the head stays the probe's."""
+    still = replace(SHORT, learning_rate=0.0, schedule="constant")
+    model, _ = classifier.train(prepared, artifacts.folder("sample"), still, probe_first=True, **NETWORK)
+    runtime.seed_everything(still.seed)
+    expected = classifier.build("resnet10")
+    classifier.probe(expected, prepared.subset("train", 64), device="cpu", precision="float32")
+    torch.testing.assert_close(model.fc.weight, expected.fc.weight)
+
+
+def test_the_command_line_trains_what_chapter_2_takes_over(prepared):
+    command = [sys.executable, "-m", "fashionlib.classifier", "fit", "--profile", "sample"]
+    result = subprocess.run(command, cwd=runtime.project_root(), capture_output=True, text=True, check=True)
+    assert "chapter 2 now takes it over" in result.stdout
+    checkpoint = artifacts.folder("sample") / "classifier.checkpoint.safetensors"
+    written = checkpoint.stat().st_mtime_ns
+    parameters = artifacts.parameters_of("02_resnet152", "sample")
+    recipe = classifier.Recipe(**{field.name: parameters[field.name] for field in fields(classifier.Recipe)})
+    names = ("architecture", "size", "weights", "stem", "probe_first", "precision", "compiled")
+    options = {name: parameters[name] for name in names}
+    _, history = classifier.train(prepared, artifacts.folder("sample"), recipe, **options)
+    assert len(history) == recipe.epochs
+    assert checkpoint.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [("nowhere", "profile must be sample or a folder of profiles/"), ("small", "prepared of run 'small' is missing")],
+)
+def test_the_command_line_refuses_in_one_line(tmp_path, monkeypatch, profile, expected):
+    monkeypatch.setenv("FASHION_BUILD", str(tmp_path))
+    command = [sys.executable, "-m", "fashionlib.classifier", "fit", "--profile", profile]
+    result = subprocess.run(command, cwd=runtime.project_root(), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert expected in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 # --- use ---

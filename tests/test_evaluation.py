@@ -88,6 +88,17 @@ def test_reliability_adds_up_to_the_calibration_error():
     assert evaluation.evaluate(logits, labels)["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
 
 
+def test_paired_interval_by_hand():
+    """Ten pictures: the first alone is right on three, the second alone on one; (3.5 - 1.5) / 12 is the middle."""
+    first = torch.tensor([1, 1, 1, 0, 1, 1, 1, 1, 1, 0], dtype=torch.bool)
+    second = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 0], dtype=torch.bool)
+    low, high = evaluation.paired_interval(first, second)
+    reach = 1.959964 * math.sqrt((5 / 12 - (2 / 12) ** 2) / 12)
+    assert (low, high) == (pytest.approx(2 / 12 - reach), pytest.approx(2 / 12 + reach))
+    low, high = evaluation.paired_interval(first.repeat(100), first.repeat(100))
+    assert low < 0 < high < 0.01
+
+
 def test_gender_gap_by_hand():
     """Men's classes are 0, 2, 4: 8 of 10 right; women's 1, 3, 5: 3 of 6."""
     confusion = np.zeros((6, 6), int)

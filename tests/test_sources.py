@@ -58,7 +58,7 @@ def test_nested_copies_are_ignored_and_counted(tmp_path, roots, expected):
     unpacked = sources.open_source(tmp_path / "unpacked")
     for source in (packed, unpacked):
         assert (source.root, source.ignored_copies) == (expected, 1)
-        assert sorted(source.sizes) == ["images/1.jpg", "styles.csv"]
+        assert sorted(source.files) == ["images/1.jpg", "styles.csv"]
         assert source.read("images/1.jpg") == solid("red")
 
 
@@ -228,7 +228,7 @@ def test_a_reader_is_light_and_reads_the_same(tmp_path):
     source = sources.open_source(write_zip(tmp_path / "c.zip", members_of("deep/")))
     reader = pickle.loads(pickle.dumps(source.reader()))
     assert reader.read("images/1.jpg") == source.read("images/1.jpg")
-    assert reader.sizes == {}
+    assert reader.files == {}
 
 
 # --- Kaggle -----------------------------------------------------------------------------------------------------------

@@ -33,9 +33,9 @@ def data() -> images.ImageSet:
     return pictures()
 
 
-def tiny(dropout: float = 0.1) -> nn.Module:
+def tiny(dropout: float = 0.1, seed: int = 0) -> nn.Module:
     """A network with BatchNorm, small enough for a test."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     body = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout), nn.Flatten()]
     return nn.Sequential(*body, nn.Linear(392, 6))
 
@@ -63,16 +63,20 @@ def test_fit_learns_an_easy_task_and_records_every_epoch(data):
     assert history[-1]["validation_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
 
 
-def test_one_step_of_the_studys_recipe_is_adams(data):
-    """The first step of Adam moves every weight by the rate, against the sign of its gradient."""
+def test_one_step_of_the_studys_recipe_is_adams(tmp_path, data):
+    """Adam's first step moves every weight by the rate, against the sign of its gradient, and keeps a tenth of that."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 6))
     start = model[1].weight.detach().clone()
     pixels, labels = next(images.batches(data, batch_size=40, epoch=0))
     nn.functional.cross_entropy(model(pixels), labels, label_smoothing=0.1).backward()
     expected = start - 0.01 * model[1].weight.grad.sign()
     recipe = replace(PLAIN, batch_size=40, learning_rate=0.01, optimizer="adam", label_smoothing=0.1)
-    training.fit(model, data, recipe=recipe, device="cpu", precision="float32")
+    gradient = model[1].weight.grad.clone()
+    path = tmp_path / "run.safetensors"
+    training.fit(model, data, recipe=recipe, device="cpu", precision="float32", checkpoint=path)
     torch.testing.assert_close(model[1].weight.detach(), expected, atol=1e-5, rtol=0)
+    state, _ = artifacts.read_checkpoint(path)
+    torch.testing.assert_close(state["optimizer"]["state"][0]["exp_avg"], gradient / 10)
 
 
 def test_training_accuracy_is_over_samples_not_over_batches(data):
@@ -169,6 +173,35 @@ def test_a_batch_that_is_too_large_says_which_fits(data):
         training.fit(Small(), data, recipe=RECIPE, device="cpu", precision="float32")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_gpu_trains_like_the_cpu(data, monkeypatch, resident):
+    if not resident:
+        monkeypatch.setattr(runtime, "free_memory", lambda _: 0)
+    histories = []
+    for device in ("cpu", "cuda"):
+        recipe = replace(RECIPE, average=0.2)
+        histories.append(training.fit(tiny(dropout=0), data, data, recipe=recipe, device=device, precision="float32"))
+    for on_cpu, on_gpu in zip(*histories, strict=True):
+        assert on_gpu["train_loss"] == pytest.approx(on_cpu["train_loss"], rel=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_network_that_was_used_for_prediction_can_be_trained_on_a_gpu(data):
+    model = tiny()
+    training.predict(model, data, device="cuda")
+    training.fit(model, data, recipe=RECIPE, device="cuda")
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_too_small_says_which_batch_fits(data):
+    large = nn.Sequential(
+        nn.Upsample(4096), nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 6)
+    )
+    with pytest.raises(InputError, match=r"batch_size = 40 does not fit into the memory of cuda.*; \d+ does\."):
+        training.fit(large, data, recipe=replace(RECIPE, batch_size=40), device="cuda")
+
+
 # --- resume ---
 
 
@@ -193,8 +226,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path, data, monke
     with pytest.raises(Stop):
         training.fit(tiny(), data, data, checkpoint=tmp_path / "stopped.safetensors", **options)
     monkeypatch.undo()
-    torch.manual_seed(99)  # another session, another state of the global generator
-    resumed = tiny()
+    resumed = tiny(seed=1)  # other first weights: without the checkpoint it would end elsewhere
     history = training.fit(resumed, data, data, checkpoint=tmp_path / "stopped.safetensors", **options)
     for key in ("train_loss", "train_accuracy", "validation_loss", "learning_rate"):
         assert [record[key] for record in history] == [record[key] for record in expected]
@@ -204,7 +236,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path, data, monke
 def test_a_finished_run_returns_at_once_and_other_settings_start_afresh(tmp_path, data, capsys):
     path = tmp_path / "run.safetensors"
     options = {"recipe": replace(RECIPE, average=0.2), "device": "cpu", "checkpoint": path}
-    model, again = tiny(), tiny()
+    model, again = tiny(), tiny(seed=1)
     first = training.fit(model, data, settings={"data": "a"}, **options)
     written = path.stat().st_mtime_ns
     assert training.fit(again, data, settings={"data": "a"}, **options) == first
@@ -273,7 +305,7 @@ def test_two_processes_train_like_one(tmp_path, network):
     pair.mkdir()
     artifacts.save_checkpoint(pair / "checkpoint.safetensors", {"step": 1}, settings={"version": 0})
     subprocess.run(job(alone, network), check=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     subprocess.run([*launch, *job(pair, network)[1:]], check=True, env=environment, cwd=runtime.project_root())
     histories = [json.loads((folder / "history.json").read_text()) for folder in (alone, pair)]
@@ -285,6 +317,9 @@ def test_two_processes_train_like_one(tmp_path, network):
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
     assert (pair / "checkpoint.previous.safetensors").exists()
+    states = [artifacts.read_checkpoint(folder / "checkpoint.safetensors")[0] for folder in (alone, pair)]
+    for one, two in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
+        torch.testing.assert_close(two["exp_avg"], one["exp_avg"], rtol=1e-2, atol=1e-5)  # Adam hides a wrong scale
 
 
 # --- predict ---
