@@ -35,6 +35,7 @@ from fashionlib.training import Recipe, fit, predict
 
 __all__ = ["Recipe", "build", "classify", "features", "fit", "load", "predict", "probe", "train"]
 STEMS = ("imagenet", "small")
+DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, SafetensorError)  # of torch.load
 
 
 # --- build ------------------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def _weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
             if path.suffix == ".safetensors":  # a checkpoint of `fit` holds the optimizer's tensors too
                 return {name.removeprefix("model/"): value for name, value in load_file(path).items()}
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        except DAMAGED as error:
             raise InputError(f"{path} is not a file of weights that torch can read: {error}") from error
     known = {} if architecture == "resnet10" else torchvision.models.get_model_weights(architecture).__members__
     if "IMAGENET1K_V1" not in known:
@@ -90,7 +91,7 @@ def _weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
     chosen = known["IMAGENET1K_V1"]
     try:
         return torch.hub.load_state_dict_from_url(chosen.url, map_location="cpu", weights_only=True, progress=False)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file there
+    except (OSError, *DAMAGED) as error:  # no network, or half a download
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         reason = " ".join(str(error).split())[:200]
         raise InputError(

@@ -222,12 +222,12 @@ class Run:
     def totals_of_all(self) -> torch.Tensor:
         """Loss, hits and pictures of this epoch over all processes. Raises InputError where something is not finite."""
         totals = runtime.sum_over_processes(self.totals.clone())
-        whole = all(parameter.isfinite().all() for parameter in self.model.parameters())
-        if not (whole and math.isfinite(loss := float(totals[0]))):
-            found = f"the loss is {loss}" if whole else "weights are no longer finite"
-            raise InputError(
-                f"{found} in epoch {len(self.history) + 1}: lower learning_rate = {self.recipe.learning_rate}."
-            )
+        found = "" if math.isfinite(loss := float(totals[0])) else f"the loss is {loss}"
+        if not found and not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            found = "weights are not finite"
+        if found:
+            epoch = len(self.history) + 1
+            raise InputError(f"{found} in epoch {epoch}: lower learning_rate = {self.recipe.learning_rate}.")
         return totals
 
     def moving(self) -> dict:

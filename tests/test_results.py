@@ -30,4 +30,5 @@ def test_the_real_run_shows_the_facts_of_the_catalogue(small):
     assert (data["duplicate_groups"], data["duplicate_label_conflicts"]) == (371, 6)
     assert sum(data["split_counts"].values()) == sum(data["class_counts"]) == data["products"]
     assert small["classifier"]["accuracy"]["test"] >= 0.92
+    assert small["classifier"]["epochs"] == artifacts.parameters_of("02_resnet152", "small")["epochs"]
     assert set(artifacts.METRICS_OF) <= small.keys()
