@@ -32,7 +32,7 @@ from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet
 from fashionlib.runtime import InputError
 
-VERSION = 3  # of the training: raise it when the same recipe would give other weights
+VERSION = 4  # of the training: raise it when the same recipe would give other weights
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("constant", "one-cycle")
 STATISTICS_BATCHES = 50  # training batches that the BatchNorm statistics of averaged weights are taken from
@@ -118,7 +118,8 @@ class Run:
         self.model, self.train, self.recipe, self.device, self.precision = model, train, recipe, device, precision
         self.process, self.processes = runtime.processes()
         self.steps = math.ceil(len(train.rows) / recipe.batch_size)  # of an epoch
-        options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": device.type == "cuda"}
+        fused = device.type in ("cuda", "cpu")  # ResNet18 on 2 cores: 11 ms a step instead of 33
+        options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": fused}
         self.update = OPTIMIZERS[recipe.optimizer](model.parameters(), **options)
         self.rates = _schedule(self.update, recipe, recipe.epochs * self.steps)
         self.average = None
