@@ -32,3 +32,35 @@ def test_the_real_run_shows_the_facts_of_the_catalogue(small):
     assert small["classifier"]["accuracy"]["test"] >= 0.92
     assert small["classifier"]["epochs"] == artifacts.parameters_of("02_resnet152", "small")["epochs"]
     assert set(artifacts.METRICS_OF) <= small.keys()
+
+
+RATIOS = {
+    "prepare": [
+        "prepare_vs_notebook_loop",
+        "prepare_vs_best_peer",
+        "prepare_vs_opencv_eighth",
+        "batches_vs_dataloader_64",
+        "batches_vs_dataloader_224",
+    ],
+    "train": [
+        "train_vs_reference_resnet18",
+        "train_vs_reference_resnet152",
+        "train_vs_same_arrays_resnet18",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RATIOS)
+def test_the_page_of_the_benchmarks_shows_the_results(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import measuring
+
+    content = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    assert list(content["ratios"]) == RATIOS[name]
+    section = (ROOT / "benchmarks" / "README.md").read_text().split(f"<!-- {name} -->\n")[1]
+    assert section == measuring.table(content)
+
+
+def test_every_result_has_a_page():
+    results = {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert results == {*RATIOS, "small-cpu"}
