@@ -30,9 +30,13 @@ def tags(cell: dict) -> list[str]:
     return cell["metadata"].get("tags", [])
 
 
-def test_toc_lists_the_chapters_in_order():
-    chapters = [page.removeprefix("notebooks/") for page in PAGES if page.startswith("notebooks/")]
-    assert chapters == [path.stem for path in NOTEBOOKS]
+def test_toc_lists_the_chapters_in_order_and_appendices_apart():
+    """An appendix has a letter in its number: between the numbered chapters it would shift theirs."""
+    course, appendix = ([page["file"] for page in part["chapters"]] for part in TOC["parts"])
+    names = [f"notebooks/{path.stem}" for path in NOTEBOOKS]
+    assert course == [name for name in names if re.match(r"notebooks/\d\d_", name)]
+    appended = [page for page in appendix if page.startswith("notebooks/")]
+    assert appended == [name for name in names if name not in course]
 
 
 @each_notebook
