@@ -77,7 +77,8 @@ library = $(patsubst %,fashionlib/%.py,$(1))
 executed = $(patsubst %,$(OUT)/notebooks/%.ipynb,$(1))
 
 $(call executed,01_data_preparation): $(call library,$(DATA) sources decoding duplicates staging preparation synthetic plots) fashionlib/drawings.txt
-$(call executed,02_resnet152): $(call library,$(NETWORK) evaluation plots) $(call executed,01_data_preparation)
+$(call executed,02_resnet152): $(call library,$(NETWORK) evaluation plots) $(call executed,01_data_preparation) \
+	benchmarks/results/splits.json
 $(call executed,02b_comparisons): $(call library,$(NETWORK) evaluation baselines plots) $(call executed,02_resnet152)
 $(call executed,03_guided_backprop): $(call library,$(NETWORK) saliency plots) $(call executed,02_resnet152)
 $(call executed,04_average_saliency): $(call library,$(NETWORK) saliency plots) $(call executed,03_guided_backprop)

@@ -47,6 +47,7 @@ RATIOS = {
         "train_vs_reference_resnet152",
         "train_vs_same_arrays_resnet18",
     ],
+    "splits": [],
 }
 
 
