@@ -1,7 +1,7 @@
 """Simple answers to the same question, and ready-made features: what a trained network has to beat.
 
 answers = baselines.regression(baselines.colour_histogram, train, test)      # logits (M, 6), seconds
-table = baselines.frozen("vgg16", train, test, weights="imagenet")           # a linear probe on frozen features
+found = baselines.frozen("vgg16", train, test, weights="imagenet")           # a linear probe on frozen features
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from torch import nn
 
 from fashionlib import artifacts, classifier
 from fashionlib.catalogue import CLASS_NAMES
-from fashionlib.images import ImageSet
+from fashionlib.images import NEAR_WHITE, ImageSet
 
-NEAR_WHITE = 240  # of 255: the background of most product photographs
 BLOCK = 1024  # pictures that are read at a time
 SMALLEST = {"inception_v3": 75}  # sides below which a network has no pixel left at its end
 
@@ -78,25 +77,29 @@ def frozen(
     too small for a network are enlarged for it. cache: a file that keeps the features; settings: what names the
     pictures and random weights there. options: those of `classifier.features`. Taught in: chapter 2b.
     """
-    network = classifier.build(architecture, weights=weights)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    side = SMALLEST.get(architecture, 0)
-    if min(train.images.shape[1:3]) < side:
-        shape = [max(side, length) for length in train.images.shape[1:3]]
-        network = nn.Sequential(nn.Upsample(shape, mode="bilinear"), network)
     key = {"architecture": architecture, "weights": weights, **(settings or {})}
     found = artifacts.load_checkpoint(cache, settings=key) if cache else None
     if found is None:
-        started = time.perf_counter()
-        found = {
-            part: classifier.features(network, data, **options) for part, data in (("train", train), ("test", test))
-        }
-        found["images_per_second"] = (len(train.rows) + len(test.rows)) / (time.perf_counter() - started)
+        network = classifier.build(architecture, weights=weights)
+        found = _features(network, SMALLEST.get(architecture, 0), train, test, options)
         if cache:
             artifacts.save_checkpoint(cache, found, settings=key)
     weight, bias = classifier.linear_probe(found["train"], torch.from_numpy(train.labels))
-    facts = {"images_per_second": found["images_per_second"], "parameters": parameters, "features": weight.shape[1]}
-    return {"logits": found["test"] @ weight.T + bias, **facts}
+    facts = {name: found[name] for name in ("images_per_second", "parameters")}
+    return {"logits": found["test"] @ weight.T + bias, "features": weight.shape[1], **facts}
+
+
+def _features(network: nn.Module, side: int, train: ImageSet, test: ImageSet, options: dict) -> dict:
+    """Features of both parts, images/s, and the number of parameters; pictures below `side` are enlarged to it."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    shape = train.images.shape[1:3]
+    if min(shape) < side:
+        enlarge = nn.Upsample([max(side, length) for length in shape], mode="bilinear")
+        network = nn.Sequential(enlarge, network)
+    started = time.perf_counter()
+    seen, unseen = (classifier.features(network, data, **options) for data in (train, test))
+    rate = (len(train.rows) + len(test.rows)) / (time.perf_counter() - started)
+    return {"train": seen, "test": unseen, "images_per_second": rate, "parameters": parameters}
 
 
 def every_class(data: ImageSet, count: int, seed: int = 0) -> ImageSet:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import sys
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +34,15 @@ from fashionlib.training import Recipe, fit, predict
 
 __all__ = ["Recipe", "build", "classify", "features", "fit", "load", "predict", "probe", "train"]
 STEMS = ("imagenet", "small")
-DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, SafetensorError)  # of torch.load
+DAMAGED = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)  # of torch.load
 
 
 # --- build ------------------------------------------------------------------------------------------------------------
@@ -91,7 +98,7 @@ def _weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
     chosen = known["IMAGENET1K_V1"]
     try:
         return torch.hub.load_state_dict_from_url(chosen.url, map_location="cpu", weights_only=True, progress=False)
-    except (OSError, *DAMAGED) as error:  # no network, or half a download
+    except DAMAGED as error:  # no network, or half a download
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -270,7 +277,7 @@ def train_profile(profile: str) -> None:
     """Chapter 2's training with the parameters of a profile, without the notebook."""
     parameters = artifacts.parameters_of("02_resnet152", profile)
     prepared = images.load(artifacts.require(profile, "prepared"))
-    recipe = Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
+    recipe = Recipe.of(parameters)
     names = ("architecture", "size", "weights", "stem", "probe_first", "precision", "compiled")
     _, history = train(prepared, artifacts.folder(profile), recipe, **{name: parameters[name] for name in names})
     if runtime.processes()[0] == 0:

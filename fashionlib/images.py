@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 3  # of the prepared layout: raised when prepared arrays or the split would differ
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB in [0, 1]: what torchvision's weights expect
+NEAR_WHITE = 240  # of 255: the background of most product photographs
 CACHE = 2**18  # numbers that are normalised at a time: 1 MiB of float32, about one core's L2 cache
 Size = int | Sequence[int]  # side of a square, or (height, width)
 

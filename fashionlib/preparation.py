@@ -170,12 +170,6 @@ def _products(source: sources.Source) -> tuple[pd.DataFrame, dict]:
     return products, counts
 
 
-def _check_unchanged(source: str | Path, opened: sources.Source, partial: Path) -> None:
-    if sources.open_source(source).fingerprint() != opened.fingerprint():
-        shutil.rmtree(partial)
-        raise InputError(f"source {opened.path} was changed while it was read: run again when it is complete.")
-
-
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 

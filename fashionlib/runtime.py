@@ -135,7 +135,8 @@ def keep_memory() -> None:
 
     A step of a training frees and asks for hundreds of MiB. The system hands out each page anew, zeroed, at its first
     touch: 300,000 page faults a step for ResNet10 on 128 pictures of 80x60, and 67 images/s. Kept, they are 6,000, and
-    112 images/s (2 cores of an Intel Xeon, float32). Linux with glibc; elsewhere nothing is done. Taught in: chapter 2.
+    112 images/s (2 cores of an Intel Xeon, float32; one with AMX gains 4 %, benchmarks/results/train.json). Linux with
+    glibc; elsewhere nothing is done. Taught in: chapter 2.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):

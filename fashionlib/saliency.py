@@ -25,7 +25,6 @@ from fashionlib.runtime import InputError
 IN_PLACE_RELUS = frozenset({torch.relu_, torch.Tensor.relu_})
 RELUS = IN_PLACE_RELUS | {F.relu, torch.relu, torch.Tensor.relu}
 FACE, REST = 1, 3  # the values of the synthetic catalogue's masks; 0 is the background
-NEAR_WHITE = 240  # of 255
 
 
 # --- guided backpropagation -------------------------------------------------------------------------------------------
@@ -181,7 +180,7 @@ def foreground(pixels: torch.Tensor) -> torch.Tensor:
     For catalogues without masks: the background of most product photographs is white. White garments lose their
     inside, and a coloured background counts as foreground. Taught in: chapter 3.
     """
-    return images.denormalise(pixels).amin(3) < NEAR_WHITE
+    return images.denormalise(pixels).amin(3) < images.NEAR_WHITE
 
 
 def outline_masks(inside: torch.Tensor, width: int) -> torch.Tensor:

@@ -136,8 +136,8 @@ def _folder_members(path: Path, prefix: str = "") -> dict[str, tuple[int, int]]:
         for entry in entries:
             if entry.is_dir():
                 members |= _folder_members(entry.path, f"{prefix}{entry.name}/")
-            elif entry.is_file():
-                members[prefix + entry.name] = (entry.stat().st_size, entry.stat().st_mtime_ns)
+            elif stat.S_ISREG((status := entry.stat()).st_mode):  # a link to nowhere is an error, too
+                members[prefix + entry.name] = (status.st_size, status.st_mtime_ns)
     return members
 
 

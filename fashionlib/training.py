@@ -17,7 +17,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,11 @@ class Recipe:
     average: float = 0.0  # share of all steps that the average of the weights reaches back; 0: the last weights
     frozen_batch_norm: bool = False  # keep the statistics that the weights came with
     seed: int = 0
+
+    @classmethod
+    def of(cls, parameters: dict) -> Recipe:
+        """The recipe among a chapter's parameters, which bear the same names. Taught in: chapter 2."""
+        return cls(**{field.name: parameters[field.name] for field in fields(cls)})
 
     def __post_init__(self):
         if self.optimizer not in OPTIMIZERS or self.schedule not in SCHEDULES:

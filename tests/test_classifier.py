@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -229,7 +229,7 @@ def test_the_command_line_trains_what_chapter_2_takes_over(prepared):
     checkpoint = artifacts.folder("sample") / "classifier.checkpoint.safetensors"
     written = checkpoint.stat().st_mtime_ns
     parameters = artifacts.parameters_of("02_resnet152", "sample")
-    recipe = classifier.Recipe(**{field.name: parameters[field.name] for field in fields(classifier.Recipe)})
+    recipe = classifier.Recipe.of(parameters)
     names = ("architecture", "size", "weights", "stem", "probe_first", "precision", "compiled")
     options = {name: parameters[name] for name in names}
     _, history = classifier.train(prepared, artifacts.folder("sample"), recipe, **options)

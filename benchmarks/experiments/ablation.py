@@ -8,7 +8,7 @@ not looked at. Stopped, it goes on where it was.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,8 @@ from fashionlib import artifacts, classifier, evaluation, images, preparation, r
 SIZE = (80, 60)
 PICTURES = 9_000
 SEEDS = (0, 1)
-SMALL = artifacts.parameters_of("02_resnet152", "small")
-RECIPE = replace(
-    classifier.Recipe(**{field.name: SMALL[field.name] for field in fields(classifier.Recipe)}),
-    epochs=3,
-    half_size_epochs=1,
-)
+SMALL = classifier.Recipe.of(artifacts.parameters_of("02_resnet152", "small"))
+RECIPE = replace(SMALL, epochs=3, half_size_epochs=1)
 WITHOUT = {
     "the whole recipe": {},
     "Adam without decay instead of AdamW": {"optimizer": "adam", "weight_decay": 0.0},
