@@ -37,8 +37,8 @@ from fashionlib.catalogue import COLUMNS
 
 CORES = len(os.sched_getaffinity(0))
 SIZES = (224, 64)
-ROUNDS = 5
-PICTURES = 1024  # of a round: eight chunks of 128, so that both cores get as many
+ROUNDS = 3
+PICTURES = 2048  # of a round: what a catalogue costs once (table, listing, threads) is 2 % of it
 LIMIT = "limit: decoding alone, threads"
 EIGHTH = (
     "OpenCV 1/8 imread, threads"  # shown and not counted: at 224 it errs by more than the grey level that is allowed

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -28,7 +29,7 @@ from fashionlib import artifacts, catalogue, decoding, duplicates, images, runti
 from fashionlib.images import VERSION, Size, size_name
 from fashionlib.runtime import InputError
 
-CHUNK = 128  # products a worker takes at a time
+CHUNK = 32  # products a worker takes at a time
 FACTS = ["width", "height", "digest", "problem"]  # of a file: original size, SHA-256 of its pixels, or what is wrong
 
 
@@ -228,44 +229,45 @@ def _decode_chunk(job: _Job, members: list, first: int) -> int:
     """Write rows first, first + 1, ... of every array, then the note that says so; returns the number of rows."""
     started = time.perf_counter()
     runtime.use_threads(1)  # the chunks are what runs in parallel
-    rows = {name: np.zeros((len(members), *shape), np.uint8) for name, shape in job.arrays().items()}
-    facts = [
-        _decode_one(job, member, {name: array[i] for name, array in rows.items()}) for i, member in enumerate(members)
-    ]
-    for name, array in rows.items():
-        with job.path(name).open("r+b") as file:  # written, not mapped: a disk that fails is an error, not a crash
-            file.seek(np.load(job.path(name), mmap_mode="r").offset + first * array[0].nbytes)
-            file.write(array)
+    facts, blank = [], {name: bytes(math.prod(shape)) for name, shape in job.arrays().items()}
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(job.path(name).open("r+b")) for name in blank}
+        for name, file in files.items():  # written, not mapped: a disk that fails is an error, not a crash
+            file.seek(np.load(job.path(name), mmap_mode="r").offset + first * len(blank[name]))
+        for member in members:
+            rows, fact = _decode_one(job, member)
+            facts.append(fact)
+            for name, file in files.items():
+                file.write(np.ascontiguousarray(rows[name]) if name in rows else blank[name])
     note = {"seconds": time.perf_counter() - started, "facts": facts}
     artifacts.write_json(_note_path(job, first, len(members)), note)
     return len(members)
 
 
-def _decode_one(
-    job: _Job, member: tuple[str, str | None], rows: dict[str, np.ndarray]
-) -> tuple[int, int, str, str | None]:
-    """Decode one product into its row of every array; returns its FACTS.
+def _decode_one(job: _Job, member: tuple[str, str | None]) -> tuple[dict[str, np.ndarray], tuple]:
+    """Decode one product: its row of every array, by name, and its FACTS.
 
-    What is wrong with the file itself is noted; a source that cannot be read ends the run, to be taken up later.
+    What is wrong with the file itself is noted, and there are no rows; a source that cannot be read ends the run, to be
+    taken up later.
     """
     try:
         data, mask = (job.source.read(name) if name else None for name in member)
     except OSError as error:
         raise sources.unreadable(job.source.path, error) from error
     except ValueError as error:
-        return 0, 0, "", f"{type(error).__name__}: {error}"
+        return {}, (0, 0, "", f"{type(error).__name__}: {error}")
     wanted = (*job.shapes, duplicates.THUMBNAIL)
     try:
         picture, original = decoding.decode(data, tuple(max(shape[axis] for shape in wanted) for axis in (0, 1)))
         mask = decoding.decode_mask(mask) if mask else None
     except decoding.UNREADABLE as error:
-        return 0, 0, "", f"{type(error).__name__}: {error}"
+        return {}, (0, 0, "", f"{type(error).__name__}: {error}")
+    rows = {"thumbnails": decoding.resize(picture, duplicates.THUMBNAIL, original=original)}
     for shape in job.shapes:
-        rows[f"images_{size_name(shape)}"][:] = decoding.resize(picture, shape, job.fit, original=original)
+        rows[f"images_{size_name(shape)}"] = decoding.resize(picture, shape, job.fit, original=original)
         if mask is not None:
-            rows[f"masks_{size_name(shape)}"][:] = decoding.resize_mask(mask, shape, job.fit)
-    rows["thumbnails"][:] = decoding.resize(picture, duplicates.THUMBNAIL, original=original)
-    return *original, decoding.digest(picture, original), None
+            rows[f"masks_{size_name(shape)}"] = decoding.resize_mask(mask, shape, job.fit)
+    return rows, (*original, decoding.digest(picture, original), None)
 
 
 # --- index and manifest -----------------------------------------------------------------------------------------------

@@ -221,6 +221,13 @@ def test_tags_that_make_no_sense_do_not_cost_the_picture(tags):
     assert np.abs(pixels[2].astype(int) - RED).max() <= 6
 
 
+@pytest.mark.parametrize("between", [b"", b"\xff", b"\xff\xfe\0\x06note"], ids=["first", "fill byte", "comment"])
+def test_a_rotation_is_seen_wherever_its_tag_stands(between):
+    data = with_tags(orientation_tag(3, b"\x06"))
+    pixels, original = decoding.decode(data[:2] + between + data[2:], (5, 10))
+    assert (pixels.shape, original) == ((10, 20, 3), (20, 10))
+
+
 def test_a_rotated_cmyk_photograph():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn to the right
