@@ -20,6 +20,7 @@ from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import NEAR_WHITE, ImageSet
 
 BLOCK = 1024  # pictures that are read at a time
+VERSION = 2  # of the cached features: raise it when they would differ
 SMALLEST = {"inception_v3": 75}  # sides below which a network has no pixel left at its end
 
 
@@ -77,7 +78,7 @@ def frozen(
     too small for a network are enlarged for it. cache: a file that keeps the features; settings: what names the
     pictures and random weights there. options: those of `classifier.features`. Taught in: chapter 2b.
     """
-    key = {"architecture": architecture, "weights": weights, **(settings or {})}
+    key = {"version": VERSION, "architecture": architecture, "weights": weights, **(settings or {})}
     found = artifacts.load_checkpoint(cache, settings=key) if cache else None
     if found is None:
         network = classifier.build(architecture, weights=weights)
