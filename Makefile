@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 BUILD := $(or $(FASHION_BUILD),build)
 OUT := $(BUILD)/$(PROFILE)
-CHAPTERS := 01_data_preparation 02_resnet152 02b_comparisons 03_guided_backprop 04_average_saliency 05_dcgan 06_summary
+CHAPTERS := 01_data_preparation 02_resnet152 02b_comparisons 03_guided_backprop 03b_methods 04_average_saliency 05_dcgan 06_summary
 PROFILES := sample $(notdir $(wildcard profiles/*))
 EXECUTED := $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
 BENCHMARKS := $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py))
@@ -72,7 +72,7 @@ check: .venv/.installed
 # --- chapters ----------------------------------------------------------------------------------------------------------
 
 DATA := runtime artifacts catalogue images
-NETWORK := $(DATA) decoding training classifier
+NETWORK := $(DATA) decoding convolutions training classifier
 library = $(patsubst %,fashionlib/%.py,$(1))
 executed = $(patsubst %,$(OUT)/notebooks/%.ipynb,$(1))
 
@@ -80,8 +80,10 @@ $(call executed,01_data_preparation): $(call library,$(DATA) sources decoding du
 $(call executed,02_resnet152): $(call library,$(NETWORK) evaluation plots) $(call executed,01_data_preparation) \
 	benchmarks/results/splits.json
 $(call executed,02b_comparisons): $(call library,$(NETWORK) evaluation baselines plots) $(call executed,02_resnet152)
-$(call executed,03_guided_backprop): $(call library,$(NETWORK) saliency plots) $(call executed,02_resnet152)
-$(call executed,04_average_saliency): $(call library,$(NETWORK) saliency plots) $(call executed,03_guided_backprop)
+$(call executed,03_guided_backprop): $(call library,$(NETWORK) saliency faithfulness plots) $(call executed,02_resnet152)
+$(call executed,03b_methods): $(call library,$(NETWORK) saliency faithfulness attribution synthetic plots) fashionlib/drawings.txt \
+	$(call executed,03_guided_backprop)
+$(call executed,04_average_saliency): $(call library,$(NETWORK) saliency faithfulness faces plots) $(call executed,03_guided_backprop)
 $(call executed,05_dcgan): $(call library,$(NETWORK) dcgan plots) $(call executed,02_resnet152)
 $(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $(call executed,02b_comparisons 04_average_saliency 05_dcgan)
 

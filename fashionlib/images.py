@@ -285,6 +285,17 @@ def _line(device: torch.device, width: int) -> tuple[torch.Tensor, torch.Tensor]
     return 1 / (255 * std), -mean / std
 
 
+def white(pixels: torch.Tensor) -> torch.Tensor:
+    """Normalised white, the background of this catalogue, in the shape of `pixels` (B, 3, H, W).
+
+    Taught in: chapter 3.
+    """
+    import torch
+
+    point = torch.full((1, 1, 1, 3), 255, dtype=torch.uint8, device=pixels.device)
+    return normalise(point).to(pixels.dtype).expand_as(pixels)
+
+
 def denormalise(pixels: torch.Tensor) -> torch.Tensor:
     """float (B, 3, H, W) as `normalise` made it, back to uint8 (B, H, W, 3).
 

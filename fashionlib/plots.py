@@ -351,6 +351,30 @@ def faithfulness_curves(fractions: Sequence[float], curves: dict[str, tuple[Sequ
     return figure
 
 
+@styled
+def cascade(stages: Sequence[str], panels: dict[str, dict[str, Sequence[tuple]]]) -> Figure:
+    """A panel for each measure: its mean, with 95 % interval, after each stage, one line a method.
+
+    panels: measure to {method: [(mean, [low, high]), ...]}, one entry a stage. Taught in: chapter 3b.
+    """
+    figure, axes = subplots(1, len(panels), size=(7, 3.8), sharey=True)
+    for ax, (measure, series) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, values) in enumerate(series.items()):
+            means = np.array([value[0] for value in values])
+            reach = np.abs(np.array([value[1] for value in values]).T - means)
+            places = np.arange(len(stages)) + (i - (len(series) - 1) / 2) * 0.06
+            style = {"color": COLOURS[i % 6], "marker": "osD^vPX"[i % 7], "linestyle": ("-", "--", ":")[i % 3]}
+            ax.errorbar(places, means, yerr=reach, label=name, markersize=4, linewidth=1, elinewidth=0.7, **style)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_xticks(range(len(stages)), stages, rotation=60)
+        ax.set_title(measure, fontsize=9)
+        ax.set_xlabel("random from the head down to")
+    axes[0, 0].set_ylabel("similarity to the trained map")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
 # --- chapter 5: DCGAN -------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Saliency: the guided rule by hand and against Captum, models left untouched, averages, scores of faithfulness."""
+"""Saliency: the guided rule by hand and against Captum, models left untouched, averages."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from captum.attr import GuidedBackprop
-from scipy.stats import spearmanr
+from networks import assert_untouched, pictures, small, snapshot, trained
 from torch import nn
 from torch.nn import functional as F
 
@@ -39,69 +39,6 @@ class Functional(nn.Module):
     def as_modules(self):
         parts = [part for layer in self.layers for part in (layer, nn.ReLU())]
         return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), self.head)
-
-
-class Linear(nn.Module):
-    """Two logits: 0, and the sum of weight * darkness (the value below white, in units of 1/255) of the red channel."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, x):
-        darkness = 255 - images.denormalise(x)[..., 0].float()
-        score = (self.weight * darkness).sum((1, 2))
-        return torch.stack([torch.zeros_like(score), score], 1)
-
-
-class Small(nn.Module):
-    """A residual network in little: BatchNorm, one in-place ReLU used three times, a skip, a last stage, a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer4 = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), self.relu)
-        self.fc = nn.Linear(16, 6)
-
-    def forward(self, x):
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)) + x)
-        return self.fc(self.layer4(x).mean((2, 3)))
-
-
-def small():
-    torch.manual_seed(0)
-    return trained(Small())
-
-
-def trained(model):
-    """Statistics and scales that are not 0 and 1, as a trained network has them."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(0.5, 1.5)
-    return model
-
-
-def pictures(count=3, size=64, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1)
-    values = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
-    return images.normalise(values).to(dtype)
-
-
-def snapshot(model):
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    return state, [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
-
-
-def assert_untouched(model, before):
-    state, modes, flags = snapshot(model)
-    assert all(torch.equal(state[name], value) for name, value in before[0].items())
-    assert (modes, flags) == before[1:]
-    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # --- the guided rule --------------------------------------------------------------------------------------------------
@@ -303,14 +240,6 @@ def test_in_batches_equals_at_once():
     torch.testing.assert_close(maps, saliency.gradient(model, pixels, targets))
 
 
-def test_photo_masks_refuse_small_pictures_and_find_no_face_in_noise():
-    with pytest.raises(InputError, match="112"):
-        saliency.photo_masks(np.zeros((1, 80, 60, 3), np.uint8), torch.zeros(1, 3, 80, 60))
-    pixels = pictures(1, 112)
-    masks = saliency.photo_masks(images.denormalise(pixels).numpy(), pixels)
-    assert torch.equal(masks == saliency.REST, saliency.foreground(pixels))
-
-
 # --- averages ---------------------------------------------------------------------------------------------------------
 
 
@@ -342,109 +271,3 @@ def test_streaming_averages_equal_direct_ones(unit):
 def test_averages_of_nothing_are_refused():
     with pytest.raises(InputError, match="at least one batch"):
         saliency.class_averages(small(), [])
-
-
-# --- scores -----------------------------------------------------------------------------------------------------------
-
-
-def test_similarity_by_hand_and_against_scipy():
-    a = torch.tensor([[[1.0, 2.0], [3.0, 99.0]]])
-    mask = torch.tensor([[[True, True], [True, False]]])
-    # ranks 1 2 3 against 2 1 3: 1 - 6 * (1 + 1 + 0) / (3 * 8) = 0.5; the fourth pixel is not looked at
-    assert saliency.similarity(a, torch.tensor([[[5.0, 4.0], [6.0, -1.0]]]), mask).tolist() == pytest.approx([0.5])
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 9, (2, 8, 8), generator=generator)  # ties
-    y = torch.rand(2, 8, 8, generator=generator)
-    inside = torch.rand(2, 8, 8, generator=generator) < 0.7
-    expected = [spearmanr(x[i][inside[i]], y[i][inside[i]]).statistic for i in range(2)]
-    assert saliency.similarity(x, y, inside).tolist() == pytest.approx(expected)
-    assert saliency.similarity(torch.ones(1, 2, 2), a, mask).isnan().all()
-
-
-@pytest.mark.parametrize("head_only", [False, True])
-def test_randomised_changes_the_weights_named_and_brings_them_back(head_only):
-    model = small()
-    before = snapshot(model)
-    state = torch.random.get_rng_state()
-    with saliency.randomised(model, seed=3, head_only=head_only):
-        drawn = {name: value.clone() for name, value in model.state_dict().items()}
-        assert torch.equal(torch.random.get_rng_state(), state)
-    changed = {name for name, value in drawn.items() if not torch.equal(value, before[0][name])}
-    head = {"fc.weight", "fc.bias"}
-    weights = {name for name, p in model.named_parameters() if p.dim() > 1} | {"fc.bias"}
-    assert changed == head if head_only else changed >= weights
-    assert_untouched(model, before)
-    with saliency.randomised(model, seed=3, head_only=head_only):
-        assert all(torch.equal(value, drawn[name]) for name, value in model.state_dict().items())
-    with saliency.randomised(model, seed=4, head_only=head_only):
-        assert not torch.equal(model.fc.weight, drawn["fc.weight"])
-
-
-def test_randomised_brings_the_weights_back_after_an_exception():
-    model = small()
-    before = snapshot(model)
-
-    def fail():
-        with saliency.randomised(model):
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fail()
-    assert_untouched(model, before)
-
-
-def test_deletion_and_insertion_by_hand():
-    """A black 1x4 picture: removing a pixel takes its weight off the logit, putting it in adds it."""
-    weight = torch.tensor([[3.0, 0.0, 1.0, 0.0]]) / 255
-    pixels = images.normalise(torch.zeros(1, 1, 4, 3, dtype=torch.uint8))
-    ranking = torch.tensor([[[9.0, 1.0, 5.0, 0.0]]])  # the order 0, 2, 1, 3
-    result = saliency.deletion_insertion(Linear(weight), pixels, torch.tensor([1]), ranking, steps=4)
-    expected = torch.tensor([[4.0, 1, 0, 0, 0], [0, 3, 4, 4, 4]], dtype=torch.float64).sigmoid()
-    torch.testing.assert_close(torch.cat([result["deletion"], result["insertion"]]), expected, rtol=1e-5, atol=0)
-    assert result["fractions"].tolist() == [0, 0.25, 0.5, 0.75, 1]
-    areas = (expected[:, :-1] + expected[:, 1:]).sum(1) / 8  # four trapezoids of width 1/4
-    torch.testing.assert_close(torch.cat([result["deletion_auc"], result["insertion_auc"]]), areas, rtol=1e-5, atol=0)
-
-
-def test_deletion_fills():
-    pixels = pictures(2, 16)
-    model, ranking = small().eval(), torch.rand(2, 16, 16)
-    targets = torch.tensor([0, 1])
-    ends = {
-        fill: saliency.deletion_insertion(model, pixels, targets, ranking, steps=1, fill=fill)["deletion"]
-        for fill in ("white", "blurred")
-    }
-    white = model(images.normalise(torch.full((1, 16, 16, 3), 255, dtype=torch.uint8))).softmax(1)[0, :2].double()
-    torch.testing.assert_close(ends["white"][:, 1], white, rtol=1e-4, atol=0)
-    assert torch.equal(ends["white"][:, 0], ends["blurred"][:, 0])  # nothing removed yet
-    assert not torch.equal(ends["white"][:, 1], ends["blurred"][:, 1])
-    with pytest.raises(InputError, match="white or blurred"):
-        saliency.deletion_insertion(model, pixels, targets, ranking, fill="black")
-
-
-def test_mass_share_by_hand():
-    masks = torch.tensor([[[0, 1], [3, 3]], [[0, 0], [0, 0]]], dtype=torch.uint8)
-    maps = torch.tensor([[[50.0, 2.0], [1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
-    mass, area = saliency.mass_share(maps, masks, 1)
-    assert mass[0] == 0.5  # 2 of 4: the background's 50 do not count
-    assert area[0] == pytest.approx(1 / 3)
-    assert mass[1].isnan()
-    assert area[1].isnan()
-
-
-def test_density_ratio_by_hand():
-    """Half of the mass on a fifth of the area: odds 1 against 1/4, four times as dense."""
-    ratio, (low, high) = saliency.density_ratio([0.4, 0.6], [0.3, 0.1])
-    assert ratio == pytest.approx(4)
-    assert low < 4 < high
-    assert saliency.density_ratio([0.5, 0.5], [0.5, 0.5]) == (1, [1, 1])
-
-
-def test_mean_interval_by_hand():
-    """1, 2, 3: standard error 1 / sqrt(3), two degrees of freedom: 4.303 of them."""
-    mean, interval, count = saliency.mean_interval([1, 2, 3, float("nan")])
-    assert (mean, count) == (2, 3)
-    assert interval == pytest.approx([2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-4)
-    with pytest.raises(InputError, match="at least two pictures, found 1"):
-        saliency.mean_interval([1, float("nan")])
-    assert saliency.interval_text((0.214, [0.15, 0.268], 9), "+.2f") == "+0.21 (+0.15 to +0.27)"

@@ -1,0 +1,56 @@
+"""Small networks and pictures that several tests share."""
+
+import torch
+from torch import nn
+
+from fashionlib import images
+
+
+class Small(nn.Module):
+    """A residual network in little: BatchNorm, one in-place ReLU used three times, a skip, a last stage, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer4 = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), self.relu)
+        self.fc = nn.Linear(16, 6)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)) + x)
+        return self.fc(self.layer4(x).mean((2, 3)))
+
+
+def small():
+    torch.manual_seed(0)
+    return trained(Small())
+
+
+def trained(model):
+    """Statistics and scales that are not 0 and 1, as a trained network has them."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+    return model
+
+
+def pictures(count=3, size=64, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+    return images.normalise(values).to(dtype)
+
+
+def snapshot(model):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    return state, [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+
+
+def assert_untouched(model, before):
+    state, modes, flags = snapshot(model)
+    assert all(torch.equal(state[name], value) for name, value in before[0].items())
+    assert (modes, flags) == before[1:]
+    assert all(parameter.grad is None for parameter in model.parameters())
