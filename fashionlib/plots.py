@@ -363,10 +363,14 @@ def cascade(stages: Sequence[str], panels: dict[str, dict[str, Sequence[tuple]]]
             means = np.array([value[0] for value in values])
             reach = np.abs(np.array([value[1] for value in values]).T - means)
             places = np.arange(len(stages)) + (i - (len(series) - 1) / 2) * 0.06
-            style = {"color": COLOURS[i % 6], "marker": "osD^vPX"[i % 7], "linestyle": ("-", "--", ":")[i % 3]}
+            style = {
+                "color": (*COLOURS, "black")[i % 7],
+                "marker": "osD^vPX"[i % 7],
+                "linestyle": ("-", "--", ":")[i % 3],
+            }
             ax.errorbar(places, means, yerr=reach, label=name, markersize=4, linewidth=1, elinewidth=0.7, **style)
         ax.axhline(0, color="black", linewidth=0.8)
-        ax.set_xticks(range(len(stages)), stages, rotation=60)
+        ax.set_xticks(range(len(stages)), stages, rotation=45)
         ax.set_title(measure, fontsize=9)
         ax.set_xlabel("random from the head down to")
     axes[0, 0].set_ylabel("similarity to the trained map")

@@ -209,6 +209,7 @@ class ClassAverages(NamedTuple):
     standard_error: torch.Tensor  # (C, H, W) of that mean; NaN below two pictures
     image: torch.Tensor  # (C, 3, H, W) mean normalised picture
     edges: torch.Tensor  # (C, H, W) mean of `sobel(pixels)`
+    shuffled: torch.Tensor  # (C, H, W) mean of `magnitude(maps)` over as many pictures of any class
 
 
 def class_averages(
@@ -224,9 +225,9 @@ def class_averages(
     batches: (normalised pixels, labels) as `images.batches` yields them; the labels are not used. explained: a control,
     whose maps are averaged over the classes that `model` predicts. unit: divide each map by its own mean magnitude, so
     that every picture has one vote (gradients differ in size from picture to picture). Sums are kept in float64; every
-    average is over all samples. Taught in: chapter 4.
+    average is over all samples. `shuffled` exchanges the classes within each batch. Taught in: chapter 4.
     """
-    count, sums = 0, None
+    count, sums, chance = 0, None, torch.Generator().manual_seed(0)
     for pixels, _ in batches:
         logits, maps = _logits_and_maps(model, pixels, method, explained)
         predicted = logits.argmax(1)
@@ -236,6 +237,7 @@ def class_averages(
             maps, size = maps * scale[:, None, None, None], size * scale[:, None, None]
         votes = F.one_hot(predicted, logits.shape[1]).T  # (C, B)
         parts = [_per_class(votes, values) for values in (maps, size, size**2, pixels, sobel(pixels))]
+        parts.append(_per_class(votes[:, torch.randperm(len(pixels), generator=chance)], size))
         count = count + votes.sum(1)
         sums = parts if sums is None else [old + new for old, new in zip(sums, parts, strict=True)]
     if sums is None:
@@ -269,7 +271,6 @@ def _per_class(votes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 def _averages(count: torch.Tensor, sums: list[torch.Tensor]) -> ClassAverages:
     n = count.double()[:, None, None]
-    signed, size, squares, image, edges = sums
-    signed, size, squares, image, edges = signed / n[..., None], size / n, squares / n, image / n[..., None], edges / n
+    signed, size, squares, image, edges, shuffled = (total / n.view(-1, *[1] * (total.dim() - 1)) for total in sums)
     variance = (squares - size**2).clamp_min(0) * n / (n - 1)
-    return ClassAverages(count, signed, size, (variance / n).sqrt(), image, edges)
+    return ClassAverages(count, signed, size, (variance / n).sqrt(), image, edges, shuffled)

@@ -268,6 +268,20 @@ def test_streaming_averages_equal_direct_ones(unit):
         torch.testing.assert_close(averages.edges[k], saliency.sobel(pixels)[of].mean(0))
 
 
+def test_shuffled_averages_take_as_many_pictures_of_any_class():
+    model, pixels = small(), pictures(12, 16)
+    batches = [(pixels, torch.zeros(12, dtype=torch.int64))]
+    averages = saliency.class_averages(model, batches)
+    size = saliency.magnitude(saliency.guided_backprop(model, pixels))
+    size = (size / size.mean((1, 2))[:, None, None]).double()
+    weighted = (averages.shuffled.nan_to_num() * averages.count[:, None, None]).sum(0)
+    torch.testing.assert_close(weighted, size.sum(0), rtol=1e-5, atol=1e-8)  # every picture is in one group
+    seen = averages.count > 0
+    assert (averages.shuffled[seen].mean((1, 2)) - 1).abs().max() < 1e-5
+    if seen.sum() > 1:
+        assert not torch.allclose(averages.shuffled[seen], averages.magnitude[seen])
+
+
 def test_averages_of_nothing_are_refused():
     with pytest.raises(InputError, match="at least one batch"):
         saliency.class_averages(small(), [])
