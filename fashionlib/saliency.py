@@ -242,7 +242,7 @@ def class_averages(
         sums = parts if sums is None else [old + new for old, new in zip(sums, parts, strict=True)]
     if sums is None:
         raise InputError("class_averages needs at least one batch, found none.")
-    return _averages(count.cpu(), [total.cpu() for total in sums])
+    return _averages(count.cpu(), sums)
 
 
 def _logits_and_maps(
@@ -263,10 +263,8 @@ def _logits_and_maps(
 
 
 def _per_class(votes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Sums of values (B, ...) over the samples of each class, float64 (C, ...); Apple's MPS has no float64."""
-    if values.device.type == "mps":
-        values = values.cpu()
-    return torch.tensordot(votes.to(values.device).double(), values.double(), dims=1).cpu()
+    """Sums of values (B, ...) over the samples of each class: float64 (C, ...). A batch is added up as it is."""
+    return torch.tensordot(votes.to(values), values, dims=1).cpu().double()
 
 
 def _averages(count: torch.Tensor, sums: list[torch.Tensor]) -> ClassAverages:
