@@ -103,7 +103,8 @@ def attribution(device: torch.device, sizes: dict) -> list[dict]:
 def generation(device: torch.device, sizes: dict) -> list[dict]:
     data, results = random_set(sizes["gan"], dcgan.SIZE), []
     for _ in range(2 if device.type == "cuda" else 1):  # the first one warms up
-        results.append(dcgan.fit(data, epochs=2, batch_size=min(128, sizes["gan"]), features=64, device=device))
+        recipe = dcgan.Recipe(epochs=2, batch_size=min(128, sizes["gan"]))
+        results.append(dcgan.fit(data, recipe=recipe, device=device))
     return [measuring.row("DCGAN at 64, batch 128: training", [results[-1].images_per_second])]
 
 

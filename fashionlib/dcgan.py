@@ -1,12 +1,12 @@
-"""DCGAN: a generator and a discriminator for 64x64 pictures, trained against each other, and how to judge the result.
+"""DCGAN: a generator and a discriminator for 64x64 pictures, trained against each other.
 
-    train = dcgan.of_class(prepared, 1)                              # Women/Accessories
-    result = dcgan.fit(train, epochs=13, ema=0.99, checkpoint=path)  # result.generator, .history, .snapshots
+    train = dcgan.of_classes(prepared, [1])                          # Women/Accessories
+    recipe = dcgan.Recipe(epochs=13, ema=0.99)
+    result = dcgan.fit(train, recipe=recipe, checkpoint=path)        # result.generator, .history, .snapshots, .alarms
     pictures = dcgan.sample(result.generator, dcgan.noise(16, seed=1))
 
-Pictures are uint8 (N, 64, 64, 3) NumPy arrays outside, float32 (N, 3, 64, 64) in [-1, 1] inside. A distance between
-real and generated pictures is taken between features of the course's own classifier (`embed`), and means something
-only beside its floor (real against real) and a trivial baseline (`mean_and_noise`).
+Pictures are uint8 (N, 64, 64, 3) NumPy arrays outside, float32 (N, 3, 64, 64) in [-1, 1] inside. How good they are is
+judged by `fashionlib.judging`.
 Measured on 2 CPU cores, bfloat16: 111 real pictures a second with the paper's 64 feature maps and batch 128
 (`benchmarks/results/small-cpu.json`).
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,61 +24,109 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fashionlib import artifacts, images, runtime
+from fashionlib import artifacts, images, judging, runtime
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet, Prepared
+from fashionlib.judging import SIZE
 from fashionlib.runtime import InputError
 
-VERSION = 1  # of the training: raise it when the same settings would give other weights
-SIZE = 64  # side of the pictures: four doublings of a 4x4 map
+VERSION = 2  # of the training: raise it when the same settings would give other weights
 SNAPSHOTS = 6  # pictures of the progress
 RECORD = ("discriminator_loss", "generator_loss", "real_score", "fake_score")  # what is kept of every step
+LOSSES = ("non-saturating", "hinge")
+PENALTY_EVERY = 16  # steps between two gradient penalties, each as heavy as 16 (Karras et al. 2020)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the two networks are trained: the paper's settings, and below them the ingredients that came after it.
+
+    `benchmarks/experiments/gan_recipes.py` measures what each is worth. Raises InputError for an unknown loss.
+    Taught in: chapter 5.
+    """
+
+    epochs: int  # passes over the pictures
+    batch_size: int = 128
+    learning_rate: float = 2e-4  # of Adam, for both networks
+    beta1: float = 0.5  # decay of Adam's first moment
+    latent: int = 100  # random numbers that a picture is made from
+    features: int = 64  # maps of the widest pictures
+    flip: bool = True  # mirror half of the pictures
+    seed: int = 0
+    loss: str = "non-saturating"  # or hinge (Lim and Ye 2017)
+    discriminator_rate: float = 0.0  # the discriminator's own learning rate (Heusel et al. 2017); 0: the same
+    spectral_norm: bool = False  # of the discriminator, instead of its BatchNorm (Miyato et al. 2018)
+    r1: float = 0.0  # weight of the gradient penalty on real pictures (Mescheder et al. 2018)
+    augment: bool = False  # change real and generated pictures alike before they are judged (Zhao et al. 2020)
+    ema: float = 0.0  # decay of the average of the generator's weights a step, 0 for none (Yazici et al. 2019)
+    conditional: bool = False  # both networks know the class (Mirza and Osindero 2014)
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise InputError(f"loss must be one of {', '.join(LOSSES)}; found {self.loss!r}.")
+
+    @classmethod
+    def of(cls, parameters: dict) -> Recipe:
+        """The recipe among a chapter's parameters, which bear the same names. Taught in: chapter 5."""
+        return cls(**{field.name: parameters[field.name] for field in fields(cls) if field.name in parameters})
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
 class Generator(nn.Sequential):
-    """Noise (B, latent) or (B, latent, 1, 1) to pictures (B, 3, 64, 64) in [-1, 1].
+    """Noise (B, latent) to pictures (B, 3, 64, 64) in [-1, 1]; of `classes`, labels (B,) say which one is drawn.
 
     features: maps in the last hidden layer; 64 gives 3,576,704 parameters. Radford et al. 2016. Taught in: chapter 5.
     """
 
-    def __init__(self, latent: int = 100, features: int = 64):
+    def __init__(self, latent: int = 100, features: int = 64, classes: int = 0):
         super().__init__(
-            *_up(latent, 8 * features, stride=1, padding=0),  # (B, 8 features, 4, 4)
+            *_up(latent + classes, 8 * features, stride=1, padding=0),  # (B, 8 features, 4, 4)
             *_up(8 * features, 4 * features),  # (B, 4 features, 8, 8)
             *_up(4 * features, 2 * features),  # (B, 2 features, 16, 16)
             *_up(2 * features, features),  # (B, features, 32, 32)
             nn.ConvTranspose2d(features, 3, 4, stride=2, padding=1, bias=False),  # (B, 3, 64, 64)
             nn.Tanh(),
         )
-        self.latent = latent
+        self.classes = classes
         _initialise(self)
 
-    def forward(self, noise: torch.Tensor) -> torch.Tensor:
-        return super().forward(noise.reshape(len(noise), self.latent, 1, 1))
+    def forward(self, noise: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        if self.classes:
+            noise = torch.cat([noise, F.one_hot(labels, self.classes).to(noise)], dim=1)
+        return super().forward(noise[:, :, None, None])
 
 
 class Discriminator(nn.Sequential):
-    """Pictures (B, 3, 64, 64) in [-1, 1] to one logit each (B,): above 0 means "real".
+    """Pictures (B, 3, 64, 64) in [-1, 1] to one logit each (B,): above 0 means "real", of the class labels (B,) say.
 
-    features: maps in the first layer; 64 gives 2,765,568 parameters. Radford et al. 2016. Taught in: chapter 5.
+    features: maps in the first layer; 64 gives 2,765,568 parameters. spectral: divide every layer by its largest
+    singular value, in place of BatchNorm. Radford et al. 2016. Taught in: chapter 5.
     """
 
-    def __init__(self, features: int = 64):
+    def __init__(self, features: int = 64, classes: int = 0, *, spectral: bool = False):
         super().__init__(
             nn.Conv2d(3, features, 4, stride=2, padding=1, bias=False),  # (B, features, 32, 32)
             nn.LeakyReLU(0.2),
-            *_down(features, 2 * features),  # (B, 2 features, 16, 16)
-            *_down(2 * features, 4 * features),  # (B, 4 features, 8, 8)
-            *_down(4 * features, 8 * features),  # (B, 8 features, 4, 4)
-            nn.Conv2d(8 * features, 1, 4, bias=False),  # (B, 1, 1, 1)
-            nn.Flatten(0),  # (B,)
+            *_down(features, 2 * features, spectral),  # (B, 2 features, 16, 16)
+            *_down(2 * features, 4 * features, spectral),  # (B, 4 features, 8, 8)
+            *_down(4 * features, 8 * features, spectral),  # (B, 8 features, 4, 4)
+            nn.Conv2d(8 * features, max(1, classes), 4, bias=False),  # (B, 1 or classes, 1, 1)
+            nn.Flatten(1),  # (B, 1 or classes)
         )
+        self.classes = classes
         _initialise(self)
+        for module in self if spectral else ():
+            if isinstance(module, nn.Conv2d):
+                spectral_norm(module)
+
+    def forward(self, pixels: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        logits = super().forward(pixels)
+        return logits.gather(1, labels[:, None])[:, 0] if self.classes else logits[:, 0]
 
 
 def _up(inputs: int, outputs: int, stride: int = 2, padding: int = 1) -> list[nn.Module]:
@@ -86,10 +135,10 @@ def _up(inputs: int, outputs: int, stride: int = 2, padding: int = 1) -> list[nn
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def _down(inputs: int, outputs: int) -> list[nn.Module]:
+def _down(inputs: int, outputs: int, spectral: bool) -> list[nn.Module]:
     """Half the side."""
-    convolution = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)]
+    convolution = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=spectral)
+    return [convolution, *([] if spectral else [nn.BatchNorm2d(outputs)]), nn.LeakyReLU(0.2)]
 
 
 def _initialise(network: nn.Module) -> None:
@@ -99,7 +148,11 @@ def _initialise(network: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.0, 0.02)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
+        if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
 
 
 def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
@@ -117,13 +170,59 @@ def _cross_entropy(logits: torch.Tensor, target: float) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
+def hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """max(0, 1 - a) of real and max(0, 1 + a) of fake logits a: nothing is won beyond 1 (Lim and Ye 2017).
+
+    The generator's own is then the mean of -a. Taught in: chapter 5.
+    """
+    return F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean()
+
+
+def gradient_penalty(discriminator: nn.Module, real: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """Half the squared slope of the logit at real pictures (B, 3, 64, 64), the mean over the batch, in float32.
+
+    R1 of Mescheder et al. 2018. Taught in: chapter 5.
+    """
+    real = real.detach().float().requires_grad_()
+    (slope,) = torch.autograd.grad(discriminator(real, labels).sum(), real, create_graph=True)
+    return slope.square().sum((1, 2, 3)).mean() / 2
+
+
+def augment(pixels: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+    """Pictures (B, 3, H, W) in other colours, moved by up to an eighth, a quarter of each grey; gradients pass.
+
+    DiffAugment of Zhao et al. 2020: brightness, saturation, contrast, translation, cutout. Taught in: chapter 5.
+    """
+    count, _, height, width = pixels.shape
+    drawn = torch.rand(7, count, 1, 1, 1, generator=chance).to(pixels)
+    pixels = pixels + drawn[0] - 0.5
+    grey = pixels.mean(1, keepdim=True)
+    pixels = (pixels - grey) * 2 * drawn[1] + grey
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    pixels = (pixels - mean) * (drawn[2] + 0.5) + mean
+    rows, columns = (torch.arange(side, device=pixels.device) for side in (height, width))
+    down, right = (((2 * drawn[i, :, 0, 0, 0] - 1) * side / 8).round().long() for i, side in ((3, height), (4, width)))
+    source = rows - down[:, None], columns - right[:, None]  # (B, H), (B, W)
+    inside = [(place >= 0) & (place < side) for place, side in zip(source, (height, width), strict=True)]
+    top, left = ((drawn[i, :, 0, 0, 0] * side).long() - side // 4 for i, side in ((5, height), (6, width)))
+    cut = [(line >= first[:, None]) & (line < first[:, None] + side // 2)
+           for line, first, side in ((rows, top, height), (columns, left, width))]  # fmt: skip
+    kept = inside[0][:, :, None] & inside[1][:, None] & ~(cut[0][:, :, None] & cut[1][:, None])  # (B, H, W)
+    batch = torch.arange(count, device=pixels.device)[:, None, None]
+    moved = pixels.permute(0, 2, 3, 1)[
+        batch, source[0].clamp(0, height - 1)[:, :, None], source[1].clamp(0, width - 1)[:, None]
+    ]
+    return (moved * kept[..., None]).permute(0, 3, 1, 2)
+
+
 # --- fit -------------------------------------------------------------------------------------------------------------
 
 
 class Result(NamedTuple):
     """generator: the average of its weights where `ema` is not 0, in `eval()`. history: one dictionary a step.
 
-    snapshots: {epoch: uint8 (16, 64, 64, 3)}, always from the same noise. seconds: of the training alone.
+    snapshots: {epoch: uint8 (16, 64, 64, 3)}, always from the same noise. variety: {epoch: how much the pictures differ
+    from each other, 1 as much as real ones}. alarms: what went wrong, a line each. seconds: of the training alone.
     Taught in: chapter 5.
     """
 
@@ -131,30 +230,25 @@ class Result(NamedTuple):
     discriminator: Discriminator
     history: list[dict]
     snapshots: dict[int, np.ndarray]
+    variety: dict[int, float]
+    alarms: list[str]
     seconds: float
     images_per_second: float
 
 
-def of_class(prepared: Prepared, label: int, split: str = "train") -> ImageSet:
-    """The 64x64 pictures of one class. Raises InputError for a class that does not exist. Taught in: chapter 5."""
-    if label not in range(len(CLASS_NAMES)):
-        known = ", ".join(f"{i} {name}" for i, name in enumerate(CLASS_NAMES))
-        raise InputError(f"class {label!r} does not exist; the classes are {known}.")
-    return prepared.subset(split, SIZE, [label])
+def of_classes(prepared: Prepared, labels: list[int], split: str = "train") -> ImageSet:
+    """The 64x64 pictures of some classes. Raises InputError for a class that does not exist. Taught in: chapter 5."""
+    for label in labels:
+        if label not in range(len(CLASS_NAMES)):
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(CLASS_NAMES))
+            raise InputError(f"class {label!r} does not exist; the classes are {known}.")
+    return prepared.subset(split, SIZE, labels)
 
 
 def fit(
     train: ImageSet,
     *,
-    epochs: int,
-    batch_size: int = 128,
-    learning_rate: float = 2e-4,
-    beta1: float = 0.5,
-    latent: int = 100,
-    features: int = 64,
-    flip: bool = True,
-    ema: float = 0.0,
-    seed: int = 0,
+    recipe: Recipe,
     device: torch.device | str = "auto",
     precision: str = "auto",
     checkpoint: Path | None = None,
@@ -162,47 +256,20 @@ def fit(
 ) -> Result:
     """Train a generator on the pictures of `train` (64x64) against a discriminator; both by Adam (Radford et al. 2016).
 
-    ema: decay of the running average of the generator's weights, 0 for none (Yazici et al. 2019).
     An epoch leaves out the pictures that do not fill a batch; which ones differs from epoch to epoch.
     checkpoint: a file that is written after every epoch; a run that was stopped goes on from it and ends with the same
     numbers, a finished one returns at once. settings: what names the data there (`Prepared.checksum`, the class).
     Raises InputError for fewer pictures than a batch, another size, or losses that are no longer finite.
     Taught in: chapter 5.
     """
-    _check(train, batch_size)
+    _check(train, recipe.batch_size)
     device = runtime.device(device) if isinstance(device, str) else device
-    networks, updates = _players(latent, features, learning_rate, beta1, ema, seed, device)
-    recipe = {
-        **{
-            "version": VERSION,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "beta1": beta1,
-            "ema": ema,
-        },
-        **{"latent": latent, "features": features, "flip": flip, "seed": seed, "images": len(train.rows)},
-        **{"precision": runtime.resolve_precision(device, precision), **(settings or {})},
-    }
-    log = _resume(checkpoint, recipe, networks, updates)
-    final = networks["average"].module if ema else networks["generator"]
-    pictures = torch.from_numpy(train.images[train.rows]).to(device)  # (N, 64, 64, 3) uint8: 12 KB a picture
-    shown = {math.ceil(epochs * (i / SNAPSHOTS) ** 1.5) for i in range(1, SNAPSHOTS + 1)}  # most changes are early
-    for epoch in runtime.progress(range(len(log["records"]) + 1, epochs + 1), "DCGAN", unit="epoch"):
-        started = time.perf_counter()
-        batches = _batches(pictures, batch_size, epoch, seed, flip)
-        record = _epoch(networks, updates, batches, latent, precision)
-        log["seconds"].append(time.perf_counter() - started)
-        log["records"].append(record)
-        if not record.isfinite().all():
-            raise InputError(f"the losses of epoch {epoch} are not finite: lower learning_rate = {learning_rate}.")
-        if epoch in shown:
-            log["snapshots"][epoch] = torch.from_numpy(sample(final, noise(16, latent, seed=seed)))
-        if checkpoint is not None:
-            moments = {name: update.state_dict() for name, update in updates.items()}
-            state = {"networks": dict(networks.state_dict()), "updates": moments, **log}
-            artifacts.save_checkpoint(checkpoint, state, settings=recipe)
-    return _result(final, networks["discriminator"], log, batch_size)
+    game = Game(train, recipe, device, runtime.resolve_precision(device, precision))
+    game.resume(checkpoint, settings or {})
+    for epoch in runtime.progress(range(len(game.records) + 1, recipe.epochs + 1), "DCGAN", unit="epoch"):
+        game.epoch(epoch)
+        game.save(checkpoint)
+    return game.result()
 
 
 def _check(train: ImageSet, batch_size: int) -> None:
@@ -215,96 +282,156 @@ def _check(train: ImageSet, batch_size: int) -> None:
         )
 
 
-def _players(
-    latent: int, features: int, learning_rate: float, beta1: float, ema: float, seed: int, device: torch.device
-) -> tuple[nn.ModuleDict, dict[str, torch.optim.Optimizer]]:
-    """Both networks as the seed draws them (on the CPU: the same on every device), the average, the optimizers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        networks = nn.ModuleDict({"generator": Generator(latent, features), "discriminator": Discriminator(features)})
-    networks.to(device, memory_format=torch.channels_last)
-    updates = {
-        name: torch.optim.Adam(network.parameters(), learning_rate, (beta1, 0.999))
-        for name, network in networks.items()
-    }
-    if ema:
-        moving = get_ema_multi_avg_fn(ema)
-        networks["average"] = AveragedModel(networks["generator"], multi_avg_fn=moving, use_buffers=True)
-    return networks, updates
+class Game:
+    """A training between two epochs: both players, their optimizers, and what is kept. Taught in: chapter 5."""
+
+    def __init__(self, train: ImageSet, recipe: Recipe, device: torch.device, precision: str):
+        self.recipe, self.device, self.precision = recipe, device, precision
+        self.pictures = torch.from_numpy(train.images[train.rows]).to(device)  # (N, 64, 64, 3) uint8: 12 KB a picture
+        known, labels = np.unique(train.labels, return_inverse=True)
+        self.labels, self.classes = torch.from_numpy(labels).to(device), len(known) if recipe.conditional else 0
+        with torch.random.fork_rng(devices=[]):  # on the CPU: the same first weights on every device
+            torch.manual_seed(recipe.seed)
+            generator = Generator(recipe.latent, recipe.features, self.classes)
+            discriminator = Discriminator(recipe.features, self.classes, spectral=recipe.spectral_norm)
+        self.networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
+        self.networks.to(device, memory_format=torch.channels_last)
+        rates = {"generator": recipe.learning_rate, "discriminator": recipe.discriminator_rate or recipe.learning_rate}
+        options = {"betas": (recipe.beta1, 0.999), "fused": device.type in ("cuda", "cpu")}
+        self.updates = {
+            name: torch.optim.Adam(self.networks[name].parameters(), rate, **options) for name, rate in rates.items()
+        }
+        if recipe.ema:
+            moving = get_ema_multi_avg_fn(recipe.ema)
+            self.networks["average"] = AveragedModel(generator, multi_avg_fn=moving, use_buffers=True)
+        self.records, self.snapshots, self.variety, self.seconds = [], {}, {}, []
+        self.shown = {math.ceil(recipe.epochs * (i / SNAPSHOTS) ** 1.5) for i in range(1, SNAPSHOTS + 1)}  # early ones
+
+    @property
+    def final(self) -> Generator:
+        """The generator that pictures are drawn from."""
+        return self.networks["average"].module if self.recipe.ema else self.networks["generator"]
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Generator]]:
+        """(B, 3, 64, 64) in [-1, 1], labels (B,), and the source of chance: all depends on (seed, epoch) only."""
+        size, count = self.recipe.batch_size, len(self.pictures)
+        chance = torch.Generator().manual_seed(images.epoch_seed(self.recipe.seed, epoch))
+        order = torch.randperm(count, generator=chance)
+        mirrored = torch.rand(count, generator=chance) < (0.5 if self.recipe.flip else 0)
+        for start in range(0, count - size + 1, size):
+            chosen = order[start : start + size]
+            turned, chosen = mirrored[chosen].to(self.device), chosen.to(self.device)
+            batch = self.pictures[chosen]
+            batch = torch.where(turned[:, None, None, None], batch.flip(2), batch)
+            yield batch.permute(0, 3, 1, 2).float().div_(127.5).sub_(1), self.labels[chosen], chance
+
+    def epoch(self, epoch: int) -> None:
+        """One pass over the pictures. Raises InputError where a loss is no longer finite."""
+        started, steps = time.perf_counter(), []
+        self.networks.train()
+        for real, labels, chance in self.batches(epoch):
+            drawn = torch.randn(len(real), self.recipe.latent, generator=chance).to(self.device)
+            number = len(self.records) * (len(self.pictures) // self.recipe.batch_size) + len(steps)
+            penalty = number % PENALTY_EVERY == 0
+            steps.append(self.step(real, labels, drawn, chance, penalty=penalty))
+            if self.recipe.ema:
+                self.networks["average"].update_parameters(self.networks["generator"])
+        record = torch.stack(steps).cpu()  # (steps, 4); the only synchronisation with the device
+        self.seconds.append(time.perf_counter() - started)
+        if not record.isfinite().all():
+            rate = self.recipe.learning_rate
+            raise InputError(f"the losses of epoch {epoch} are not finite: lower learning_rate = {rate}.")
+        self.records.append(record)
+        if epoch in self.shown:
+            self.look(epoch)
+
+    def step(
+        self, real: torch.Tensor, labels: torch.Tensor, drawn: torch.Tensor, chance: torch.Generator, *, penalty: bool
+    ) -> torch.Tensor:
+        """The discriminator's move, then the generator's, on the same fakes; the four values of `RECORD`.
+
+        real: (B, 3, 64, 64) in [-1, 1], of the classes labels (B,); drawn: noise (B, latent). Goodfellow et al. 2014.
+        """
+        generator, discriminator = self.networks["generator"], self.networks["discriminator"]
+        hinge = self.recipe.loss == "hinge"
+        with runtime.autocast(self.device, self.precision):
+            fake = generator(drawn, labels)
+            real_logits = discriminator(self.seen(real, chance), labels)
+            fake_logits = discriminator(self.seen(fake.detach(), chance), labels)
+        judged = (hinge_loss if hinge else discriminator_loss)(real_logits, fake_logits)
+        cost = judged
+        if self.recipe.r1 and penalty:
+            cost = judged + self.recipe.r1 * PENALTY_EVERY * gradient_penalty(discriminator, real, labels)
+        self.updates["discriminator"].zero_grad(set_to_none=True)
+        cost.backward()
+        self.updates["discriminator"].step()
+
+        with runtime.autocast(self.device, self.precision):
+            answer = discriminator(self.seen(fake, chance), labels)  # through the discriminator as it is now
+        made = -answer.float().mean() if hinge else generator_loss(answer)
+        self.updates["generator"].zero_grad(set_to_none=True)
+        made.backward()
+        self.updates["generator"].step()
+        scores = [logits.detach().float().sigmoid().mean() for logits in (real_logits, fake_logits)]
+        return torch.stack([judged.detach(), made.detach(), *scores])
+
+    def seen(self, pixels: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+        """What the discriminator gets to see of pictures, real or generated."""
+        return augment(pixels, chance) if self.recipe.augment else pixels
+
+    def look(self, epoch: int) -> None:
+        """Keep sixteen pictures of this epoch, and how much sixty-four of them differ from each other."""
+        count = 64
+        labels = torch.arange(count) % self.classes if self.classes else None
+        drawn = sample(self.final, noise(count, self.recipe.latent, seed=self.recipe.seed), labels)
+        self.snapshots[epoch] = torch.from_numpy(drawn[:16])
+        real = self.pictures[:: max(1, len(self.pictures) // count)][:count].cpu().numpy()
+        self.variety[epoch] = judging.variety(drawn) / max(judging.variety(real), 1e-9)
+
+    def resume(self, checkpoint: Path | None, settings: dict) -> None:
+        """Bring everything to where the checkpoint stopped, if there is one for this recipe and these data."""
+        self.settings = {"version": VERSION, **asdict(self.recipe), "images": len(self.pictures), **settings}
+        self.settings["precision"] = self.precision
+        state = artifacts.load_checkpoint(checkpoint, settings=self.settings) if checkpoint is not None else None
+        if state is None:
+            return
+        self.networks.load_state_dict(state["networks"])
+        for name, update in self.updates.items():
+            artifacts.restore_optimizer(update, state["updates"][name])
+        for name in ("records", "snapshots", "variety", "seconds"):
+            setattr(self, name, state[name])
+
+    def save(self, checkpoint: Path | None) -> None:
+        """Write the checkpoint, atomically."""
+        if checkpoint is not None:
+            state = {name: getattr(self, name) for name in ("records", "snapshots", "variety", "seconds")}
+            state |= {"networks": dict(self.networks.state_dict())}
+            state |= {"updates": {name: update.state_dict() for name, update in self.updates.items()}}
+            artifacts.save_checkpoint(checkpoint, state, settings=self.settings)
+
+    def result(self) -> Result:
+        """What the training has come to."""
+        steps = [
+            {"epoch": epoch, **dict(zip(RECORD, values, strict=True))}
+            for epoch, record in enumerate(self.records, start=1)
+            for values in record.tolist()
+        ]
+        snapshots = {epoch: pictures.numpy() for epoch, pictures in self.snapshots.items()}
+        seconds = sum(self.seconds)
+        rate = len(steps) * self.recipe.batch_size / seconds
+        players = self.final.eval(), self.networks["discriminator"].eval()
+        return Result(*players, steps, snapshots, self.variety, _alarms(steps, self.variety), seconds, rate)
 
 
-def _resume(checkpoint: Path | None, recipe: dict, networks: nn.ModuleDict, updates: dict) -> dict:
-    """Bring networks and optimizers to where the checkpoint stopped; returns the log of what was done so far."""
-    state = artifacts.load_checkpoint(checkpoint, settings=recipe) if checkpoint is not None else None
-    if state is None:
-        return {"records": [], "snapshots": {}, "seconds": []}  # records: a tensor (steps, 4) an epoch
-    networks.load_state_dict(state["networks"])
-    for name, update in updates.items():
-        artifacts.restore_optimizer(update, state["updates"][name])
-    return {name: state[name] for name in ("records", "snapshots", "seconds")}
-
-
-def _batches(
-    pictures: torch.Tensor, batch_size: int, epoch: int, seed: int, flip: bool
-) -> Iterator[tuple[torch.Tensor, torch.Generator]]:
-    """Yield (B, 3, 64, 64) in [-1, 1], and the epoch's source of chance: all of it depends on (seed, epoch) only."""
-    chance = torch.Generator().manual_seed(images.epoch_seed(seed, epoch))
-    order = torch.randperm(len(pictures), generator=chance)
-    mirrored = torch.rand(len(pictures), generator=chance) < (0.5 if flip else 0)
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        chosen = order[start : start + batch_size].to(pictures.device)
-        batch, turned = pictures[chosen], mirrored[chosen.cpu()].to(pictures.device)
-        batch = torch.where(turned[:, None, None, None], batch.flip(2), batch)
-        yield batch.permute(0, 3, 1, 2).float().div_(127.5).sub_(1), chance
-
-
-def _epoch(networks: nn.ModuleDict, updates: dict, batches: Iterator, latent: int, precision: str) -> torch.Tensor:
-    """One pass over the pictures; what `RECORD` names, of every step: (steps, 4) on the CPU."""
-    networks.train()
-    records = []
-    for real, chance in batches:
-        drawn = torch.randn(len(real), latent, generator=chance).to(real.device)
-        records.append(step(networks, updates, real, drawn, precision))
-        if "average" in networks:
-            networks["average"].update_parameters(networks["generator"])
-    return torch.stack(records).cpu()  # the only synchronisation with the device
-
-
-def step(
-    networks: nn.ModuleDict, updates: dict, real: torch.Tensor, drawn: torch.Tensor, precision: str
-) -> torch.Tensor:
-    """The discriminator's move, then the generator's, on the same fakes; the four values of `RECORD`.
-
-    real: (B, 3, 64, 64) in [-1, 1]; drawn: noise (B, latent). Goodfellow et al. 2014, algorithm 1.
-    Taught in: chapter 5.
-    """
-    generator, discriminator = networks["generator"], networks["discriminator"]
-    with runtime.autocast(real.device, precision):
-        fake = generator(drawn)
-        real_logits, fake_logits = discriminator(real), discriminator(fake.detach())
-    judged = discriminator_loss(real_logits, fake_logits)
-    updates["discriminator"].zero_grad(set_to_none=True)
-    judged.backward()
-    updates["discriminator"].step()
-
-    with runtime.autocast(real.device, precision):
-        made = generator_loss(discriminator(fake))  # through the discriminator as it is now
-    updates["generator"].zero_grad(set_to_none=True)
-    made.backward()
-    updates["generator"].step()
-    scores = [logits.detach().float().sigmoid().mean() for logits in (real_logits, fake_logits)]
-    return torch.stack([judged.detach(), made.detach(), *scores])
-
-
-def _result(generator: Generator, discriminator: Discriminator, log: dict, batch_size: int) -> Result:
-    steps = [
-        {"epoch": epoch, **dict(zip(RECORD, values, strict=True))}
-        for epoch, record in enumerate(log["records"], start=1)
-        for values in record.tolist()
-    ]
-    snapshots = {epoch: pictures.numpy() for epoch, pictures in log["snapshots"].items()}
-    seconds = sum(log["seconds"])
-    return Result(generator.eval(), discriminator.eval(), steps, snapshots, seconds, len(steps) * batch_size / seconds)
+def _alarms(steps: list[dict], variety: dict[int, float]) -> list[str]:
+    """What the last tenth of the steps and the last pictures give away."""
+    found, last = [], steps[-max(1, len(steps) // 10) :]
+    gap = float(np.mean([step["real_score"] - step["fake_score"] for step in last]))
+    if gap > 0.9:
+        found.append(f"the discriminator has won: D(x) - D(G(z)) is {gap:.2f}, the generator learns no more")
+    if variety and (share := variety[max(variety)]) < 0.5:
+        found.append(f"mode collapse: the pictures differ from each other {share:.2f} times as much as real ones")
+    return found
 
 
 # --- sample ----------------------------------------------------------------------------------------------------------
@@ -316,16 +443,23 @@ def noise(count: int, latent: int = 100, *, seed: int = 0) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def sample(generator: nn.Module, points: torch.Tensor, *, batch_size: int = 256) -> np.ndarray:
+def sample(
+    generator: nn.Module, points: torch.Tensor, labels: torch.Tensor | None = None, *, batch_size: int = 256
+) -> np.ndarray:
     """Pictures uint8 (N, 64, 64, 3) from points (N, latent) of the latent space, in float32 and `eval()`.
+
+    labels: int64 (N,), which of the classes that a conditional generator was trained on, in their order.
 
     BatchNorm's running statistics make each picture depend on its own point only; the mode is put back afterwards.
     Taught in: chapter 5.
     """
     device, training = next(generator.parameters()).device, generator.training
     generator.eval()
+    labels = torch.zeros(len(points), dtype=torch.int64) if labels is None else labels
+    parts = []
     try:
-        parts = [generator(part.to(device)).add(1).mul(127.5).round().byte().cpu() for part in points.split(batch_size)]
+        for part, of in zip(points.split(batch_size), labels.split(batch_size), strict=True):
+            parts.append(generator(part.to(device), of.to(device)).add(1).mul(127.5).round().byte().cpu())
     finally:
         generator.train(training)
     return torch.cat(parts).permute(0, 2, 3, 1).contiguous().numpy()
@@ -349,88 +483,6 @@ def load(path: Path, device: torch.device | str = "auto") -> tuple[Generator, di
     """A run's generator (in `eval()`) and its settings, from `dcgan_<class>.safetensors`. Taught in: chapter 5."""
     device = runtime.device(device) if isinstance(device, str) else device
     _, settings = artifacts.read_checkpoint(path)
-    generator = Generator(settings["latent"], settings["features"])
+    generator = Generator(settings["latent"], settings["features"], settings.get("classes", 0))
     artifacts.load_weights(path, generator)
     return generator.to(device, memory_format=torch.channels_last).eval(), settings
-
-
-# --- distances -------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def embed(
-    model: nn.Module, pixels: np.ndarray, *, size: images.Size = SIZE, batch_size: int = 256, precision: str = "auto"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (N, D), the input of the classifier's last linear layer, and logits (N, 6): float32 on the CPU.
-
-    pixels: uint8 (N, H, W, 3), real or generated alike; resized on the device to the classifier's `size`.
-    Taught in: chapter 5.
-    """
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    device, training = next(model.parameters()).device, model.training
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    seen, logits = [], []
-    hook = last.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float().cpu()))
-    model.eval()
-    try:
-        for start in range(0, len(pixels), batch_size):
-            batch = images.normalise(torch.from_numpy(pixels[start : start + batch_size]).to(device))
-            if batch.shape[2:] != size:
-                batch = F.interpolate(batch, size, mode="bilinear", antialias=True)
-            with runtime.autocast(device, precision):
-                logits.append(model(batch).float().cpu())
-    finally:
-        hook.remove()
-        model.train(training)
-    return torch.cat(seen), torch.cat(logits)
-
-
-def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
-    """Squared Frechet distance of the Gaussians fitted to features (N, D), in float64 (Heusel et al. 2017).
-
-    With centred features A and B, divided by sqrt(N - 1), the covariances are A'A and B'B, and the trace of the root
-    of their product is the sum of the singular values of AB': an N x N matrix instead of the eigenvalues of a D x D
-    one without full rank. Equal to torchmetrics and SciPy, and 100 times as fast for 100 pictures and 512 features.
-    It shrinks as N grows, even between pictures of the same kind: compare only at equal N. Taught in: chapter 5.
-    """
-    real, generated = real.double(), generated.double()
-    gap = (real.mean(0) - generated.mean(0)).square().sum()
-    a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (real, generated))
-    return float(gap + a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum())
-
-
-def kernel_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
-    """Unbiased squared MMD with a cubic kernel between equally many features (N, D) (Binkowski et al. 2018).
-
-    All pictures at once instead of random subsets, so it has no chance in it; it can fall a little below 0.
-    Taught in: chapter 5.
-    """
-    from torchmetrics.image.kid import poly_mmd
-
-    return float(poly_mmd(real.double(), generated.double()))
-
-
-def mean_and_noise(real: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
-    """The trivial baseline: the mean picture plus noise with each pixel's own deviation, uint8 (count, H, W, 3).
-
-    Taught in: chapter 5.
-    """
-    chance = np.random.default_rng(seed)
-    drawn = real.mean(0) + real.std(0) * chance.standard_normal((count, *real.shape[1:]))
-    return drawn.round().clip(0, 255).astype(np.uint8)
-
-
-def nearest_neighbours(queries: np.ndarray, real: np.ndarray, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-    """For each query the nearest of `real`: indices (Q,) and distances (Q,), the root mean square difference.
-
-    Pictures uint8 (N, H, W, 3), where the distance is in grey levels, or features (N, D). Taught in: chapter 5.
-    """
-    wanted = torch.from_numpy(queries.reshape(len(queries), -1)).float()
-    best, index = torch.full((len(queries),), torch.inf), torch.zeros(len(queries), dtype=torch.int64)
-    for start in range(0, len(real), chunk):  # a chunk of 64x64 pictures is 50 MB as float32
-        part = torch.from_numpy(real[start : start + chunk].reshape(-1, wanted.shape[1])).float()
-        distance, place = torch.cdist(wanted, part).min(1)
-        index = torch.where(distance < best, place + start, index)
-        best = torch.minimum(distance, best)
-    found = torch.from_numpy(real[index.numpy()].reshape(wanted.shape)).float()
-    return index.numpy(), (wanted - found).square().mean(1).sqrt().numpy()  # exact, where cdist rounds

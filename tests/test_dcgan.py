@@ -1,18 +1,38 @@
-"""dcgan: shapes, numbers of parameters, losses and distances worked out by hand; a stopped training ends the same."""
+"""dcgan: shapes, parameters and losses worked out by hand; every ingredient; a stopped training ends the same."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from scipy import linalg
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch.nn import functional as F
 
 from fashionlib import artifacts, dcgan, images, runtime
 from fashionlib.images import ImageSet
 
-TINY = {"features": 2, "latent": 4, "batch_size": 4, "device": "cpu", "precision": "float32"}
+TINY = {"epochs": 1, "features": 2, "latent": 4, "batch_size": 4}
+INGREDIENTS = {
+    "plain": {},
+    "ema": {"ema": 0.9},
+    "hinge": {"loss": "hinge"},
+    "two rates": {"discriminator_rate": 1e-3},
+    "spectral norm": {"spectral_norm": True},
+    "penalty": {"r1": 1.0},
+    "augment": {"augment": True},
+    "conditional": {"conditional": True},
+}
+
+EVERYTHING = {name: value for changed in INGREDIENTS.values() for name, value in changed.items()}
+
+
+def fit(pictures, checkpoint=None, **changed):
+    recipe = dcgan.Recipe(**(TINY | changed))
+    return dcgan.fit(pictures, recipe=recipe, device="cpu", precision="float32", checkpoint=checkpoint)
+
+
+def game(pictures, **changed):
+    return dcgan.Game(pictures, dcgan.Recipe(**(TINY | changed)), torch.device("cpu"), "float32")
 
 
 @pytest.fixture
@@ -21,7 +41,7 @@ def pictures():
     pixels = np.zeros((10, 64, 64, 3), np.uint8)
     for i in range(10):
         pixels[i, 16:48, 16:48] = 100 + 15 * i
-    return ImageSet(pixels, np.arange(10), np.full(10, 1))
+    return ImageSet(pixels, np.arange(10), np.array([1, 2] * 5))
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
@@ -36,7 +56,7 @@ def test_parameters_of_the_published_networks():
 
 
 def test_shapes_of_every_block():
-    x = torch.randn(3, 5).reshape(3, 5, 1, 1)
+    x = torch.randn(3, 5, 1, 1)
     sides = []
     for layer in dcgan.Generator(latent=5, features=2):
         x = layer(x)
@@ -94,54 +114,70 @@ def test_losses_by_hand():
 # --- fit -------------------------------------------------------------------------------------------------------------
 
 
-def test_both_networks_learn_and_what_is_recorded(pictures):
-    result = dcgan.fit(pictures, epochs=2, **TINY)
+@pytest.mark.parametrize("changed", INGREDIENTS.values(), ids=INGREDIENTS)
+def test_both_networks_learn_and_what_is_recorded(pictures, changed):
+    result = fit(pictures, epochs=2, **changed)
     assert [record["epoch"] for record in result.history] == [1, 1, 2, 2]  # 10 pictures: 2 full batches of 4
     assert set(result.history[0]) == {"epoch", *dcgan.RECORD}
     assert all(math.isfinite(record[name]) for record in result.history for name in dcgan.RECORD)
     assert all(0 < record[name] < 1 for record in result.history for name in ("real_score", "fake_score"))
-    assert set(result.snapshots) == {1, 2}
+    assert set(result.snapshots) == set(result.variety) == {1, 2}
     assert result.snapshots[2].shape == (16, 64, 64, 3)
     assert result.images_per_second == pytest.approx(16 / result.seconds)
-    start, _ = dcgan._players(4, 2, 2e-4, 0.5, 0.0, 0, torch.device("cpu"))
+    start = game(pictures, **changed).networks
     for name, trained in (("generator", result.generator), ("discriminator", result.discriminator)):
         for before, after in zip(start[name].parameters(), trained.parameters(), strict=True):
             assert not torch.equal(before, after)
 
 
+def test_every_ingredient_changes_the_training(pictures):
+    last = {name: fit(pictures, epochs=2, **changed).history[-1] for name, changed in INGREDIENTS.items()}
+    assert last.pop("ema") == last["plain"]  # it follows the weights and does not steer them
+    assert len({tuple(record.values()) for record in last.values()}) == len(last)
+
+
 def test_each_player_moves_its_own_weights_only(pictures):
-    networks, updates = dcgan._players(4, 2, 0.0, 0.5, 0.0, 0, torch.device("cpu"))
-    updates["discriminator"].param_groups[0]["lr"] = 0.1
-    before = {name: value.clone() for name, value in networks.named_parameters()}
-    real = torch.from_numpy(pictures.images[:4]).permute(0, 3, 1, 2) / 127.5 - 1
-    dcgan.step(networks, updates, real, dcgan.noise(4, 4), "float32")
-    moved = {name.split(".")[0] for name, value in networks.named_parameters() if not torch.equal(value, before[name])}
+    started = game(pictures)
+    started.updates["generator"].param_groups[0]["lr"] = 0.0
+    before = {name: value.clone() for name, value in started.networks.named_parameters()}
+    real, labels, chance = next(started.batches(1))
+    started.step(real, labels, dcgan.noise(4, 4), chance, penalty=False)
+    after = started.networks.named_parameters()
+    moved = {name.split(".")[0] for name, value in after if not torch.equal(value, before[name])}
     assert moved == {"discriminator"}
 
 
 def test_pictures_reach_the_discriminator_in_minus_one_to_one(pictures):
-    batch, _ = next(dcgan._batches(torch.from_numpy(pictures.images), 10, 1, 0, flip=False))
-    centre = sorted(round(float(value) * 127.5 + 127.5) for value in batch[:, 0, 32, 32])
-    assert centre == [100 + 15 * i for i in range(10)]  # every picture once
+    batch, labels, _ = next(game(pictures, batch_size=10, flip=False).batches(1))
+    centre = {
+        round(float(value) * 127.5 + 127.5): int(label)
+        for value, label in zip(batch[:, 0, 32, 32], labels, strict=True)
+    }
+    assert centre == {100 + 15 * i: i % 2 for i in range(10)}  # every picture once, with its label
     assert batch[:, :, 0, 0].eq(-1).all()
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_flip_mirrors_about_half_of_the_pictures():
-    pixels = torch.zeros(200, 64, 64, 3, dtype=torch.uint8)
+    pixels = np.zeros((200, 64, 64, 3), np.uint8)
     pixels[:, :, 0] = 255  # a white left edge
+    pictures = ImageSet(pixels, np.arange(200), np.ones(200, np.int64))
     mirrored = {
-        flip: sum(int((batch[:, 0, 0, 63] == 1).sum()) for batch, _ in dcgan._batches(pixels, 50, 1, seed=0, flip=flip))
+        flip: sum(
+            int((batch[:, 0, 0, 63] == 1).sum()) for batch, *_ in game(pictures, batch_size=50, flip=flip).batches(1)
+        )
         for flip in (True, False)
     }
     assert 70 < mirrored[True] < 130
     assert mirrored[False] == 0
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_stopped_training_ends_with_the_same_numbers(pictures, tmp_path, monkeypatch, ema):
-    options = {**TINY, "epochs": 3, "ema": ema}
-    whole = dcgan.fit(pictures, **options)
+@pytest.mark.parametrize(
+    "changed", [{}, {name: value for each in INGREDIENTS.values() for name, value in each.items()}]
+)
+def test_a_stopped_training_ends_with_the_same_numbers(pictures, tmp_path, monkeypatch, changed):
+    options = {"epochs": 3, **changed}
+    whole = fit(pictures, **options)
     path, save, saved = tmp_path / "checkpoint.safetensors", artifacts.save_checkpoint, []
 
     def save_once(*arguments, **keywords):
@@ -151,45 +187,119 @@ def test_a_stopped_training_ends_with_the_same_numbers(pictures, tmp_path, monke
 
     monkeypatch.setattr(artifacts, "save_checkpoint", save_once)
     with pytest.raises(KeyboardInterrupt):
-        dcgan.fit(pictures, checkpoint=path, **options)
+        fit(pictures, path, **options)
     monkeypatch.setattr(artifacts, "save_checkpoint", save)
     state, _ = artifacts.read_checkpoint(path)
     assert len(state["records"]) == 1
-    resumed = dcgan.fit(pictures, checkpoint=path, **options)
+    resumed = fit(pictures, path, **options)
     assert resumed.history == whole.history
-    for ours, theirs in zip(
-        resumed.generator.state_dict().values(), whole.generator.state_dict().values(), strict=True
-    ):
-        assert torch.equal(ours, theirs)
+    assert resumed.variety == whole.variety
+    ours, theirs = (list(result.generator.state_dict().values()) for result in (resumed, whole))
+    assert all(torch.equal(own, other) for own, other in zip(ours, theirs, strict=True))
     assert all(np.array_equal(resumed.snapshots[epoch], whole.snapshots[epoch]) for epoch in (1, 2, 3))
 
-    monkeypatch.setattr(dcgan, "_epoch", None)  # a finished training must not train again
-    assert dcgan.fit(pictures, checkpoint=path, **options).history == whole.history
+    monkeypatch.setattr(dcgan.Game, "epoch", None)  # a finished training must not train again
+    assert fit(pictures, path, **options).history == whole.history
 
 
 def test_the_average_is_the_running_mean_of_the_weights(pictures):
     """Two steps: the average starts at the first weights w1, then decay w1 + (1 - decay) w2."""
-    one, two = (dcgan.fit(pictures, epochs=epochs, **(TINY | {"batch_size": 10})) for epochs in (1, 2))
-    mean = dcgan.fit(pictures, epochs=2, ema=0.75, **(TINY | {"batch_size": 10})).generator
+    one, two = (fit(pictures, epochs=epochs, batch_size=10) for epochs in (1, 2))
+    mean = fit(pictures, epochs=2, batch_size=10, ema=0.75).generator
     for first, second, average in zip(*(r.parameters() for r in (one.generator, two.generator, mean)), strict=True):
         assert torch.allclose(average, 0.75 * first + 0.25 * second, atol=1e-7)
 
 
 def test_the_same_seed_gives_the_same_training_and_another_seed_another(pictures):
-    first, again, other = (dcgan.fit(pictures, epochs=1, seed=seed, **TINY).history for seed in (0, 0, 1))
+    first, again, other = (fit(pictures, seed=seed).history for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_mistakes_are_named(pictures, tmp_path):
     with pytest.raises(runtime.InputError, match=r"found 10 pictures and batch_size = 11.*smaller batch_size"):
-        dcgan.fit(pictures, epochs=1, **(TINY | {"batch_size": 11}))
+        fit(pictures, batch_size=11)
     with pytest.raises(runtime.InputError, match=r"64x64 pictures; found \(32, 32, 3\)"):
-        dcgan.fit(pictures._replace(images=pictures.images[:, :32, :32]), epochs=1, **TINY)
+        fit(pictures._replace(images=pictures.images[:, :32, :32]))
     with pytest.raises(runtime.InputError, match="not finite: lower learning_rate = inf"):
-        dcgan.fit(pictures, epochs=2, learning_rate=math.inf, **TINY)
+        fit(pictures, epochs=2, learning_rate=math.inf)
+    with pytest.raises(runtime.InputError, match="loss must be one of non-saturating, hinge; found 'wasserstein'"):
+        dcgan.Recipe(epochs=1, loss="wasserstein")
     prepared = images.Prepared(tmp_path, None, {})
     with pytest.raises(runtime.InputError, match="class 6 does not exist; the classes are 0 Men/Accessories, 1 Women"):
-        dcgan.of_class(prepared, 6)
+        dcgan.of_classes(prepared, [1, 6])
+
+
+def test_what_went_wrong_is_said():
+    steps = [{"real_score": 0.5, "fake_score": 0.5}] * 9 + [{"real_score": 0.99, "fake_score": 0.01}]
+    assert dcgan._alarms(steps[:9], {1: 0.2, 5: 0.9}) == []
+    (won,) = dcgan._alarms(steps, {5: 0.9})
+    assert won.startswith("the discriminator has won: D(x) - D(G(z)) is 0.98")
+    (collapse,) = dcgan._alarms(steps[:9], {1: 0.9, 5: 0.2})
+    assert collapse.startswith("mode collapse: the pictures differ from each other 0.20 times")
+
+
+# --- ingredients -----------------------------------------------------------------------------------------------------
+
+
+def test_hinge_loss_by_hand():
+    assert dcgan.hinge_loss(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])).item() == (0 + 1) / 2 + (0 + 2) / 2
+
+
+def test_gradient_penalty_of_a_linear_discriminator():
+    """A logit of 3 times the sum of 12 values has a squared slope of 12 * 9; half of it is 54."""
+
+    class Linear(nn.Module):
+        def forward(self, x, labels=None):
+            return 3 * x.sum((1, 2, 3))
+
+    assert dcgan.gradient_penalty(Linear(), torch.zeros(5, 3, 2, 2)).item() == pytest.approx(54)
+
+
+def test_spectral_norm_makes_every_layer_a_contraction():
+    torch.manual_seed(0)
+    network = dcgan.Discriminator(4, spectral=True)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network)
+    for _ in range(50):
+        network(torch.randn(2, 3, 64, 64))  # each pass is one step of the power iteration
+    network.eval()
+    for layer in (module for module in network if isinstance(module, nn.Conv2d)):
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.02)
+
+
+def test_augment_changes_colour_place_and_a_patch_and_lets_gradients_pass():
+    pixels = torch.randn(64, 3, 16, 16).requires_grad_()
+    changed = dcgan.augment(pixels, torch.Generator().manual_seed(0))
+    assert changed.shape == pixels.shape
+    empty = (changed == 0).all(1).flatten(1).float().mean(1)  # moved in, or cut out
+    assert 0.1 < empty.mean() < 0.45
+    assert empty.max() <= 0.25 + 2 * 2 / 16
+    changed.square().sum().backward()
+    assert pixels.grad.abs().sum() > 0
+    again = dcgan.augment(pixels, torch.Generator().manual_seed(0))
+    assert torch.equal(again, changed)
+
+
+def test_augment_moves_and_cuts_as_drawn(monkeypatch):
+    """No change of colour, one row down, two columns left, the upper left quarter cut out."""
+    drawn = torch.tensor([0.5, 0.5, 0.5, 0.75, 0.0, 0.25, 0.25]).reshape(7, 1, 1, 1, 1)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: drawn)
+    pixels = torch.arange(1.0, 257).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    changed = dcgan.augment(pixels, torch.Generator())[0, 0]
+    expected = F.pad(pixels[0, 0, :-1, 2:], (0, 2, 1, 0))
+    expected[:8, :8] = 0
+    torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_conditional_pair_knows_its_classes():
+    torch.manual_seed(0)
+    generator, discriminator = dcgan.Generator(4, 2, classes=3).eval(), dcgan.Discriminator(2, classes=3).eval()
+    points = dcgan.noise(1, 4).expand(3, 4)
+    drawn = dcgan.sample(generator, points, torch.arange(3))
+    assert not np.array_equal(drawn[0], drawn[1])
+    pixels = torch.randn(3, 3, 64, 64)
+    logits = torch.stack([discriminator(pixels, torch.full((3,), label)) for label in range(3)], 1)
+    mixed = discriminator(pixels, torch.tensor([2, 0, 1]))
+    assert torch.equal(mixed, logits[torch.arange(3), torch.tensor([2, 0, 1])])
 
 
 # --- sample ----------------------------------------------------------------------------------------------------------
@@ -223,80 +333,3 @@ def test_saved_weights_draw_the_same_pictures(tmp_path):
     points = dcgan.noise(3, 4)
     assert settings == {"latent": 4, "features": 2}
     assert np.array_equal(dcgan.sample(loaded, points), dcgan.sample(generator, points))
-
-
-# --- distances -------------------------------------------------------------------------------------------------------
-
-
-def test_features_are_the_input_of_the_last_linear_layer_and_the_hook_is_gone():
-    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 6)).train()
-    grey = np.full((5, 64, 64, 3), 51, np.uint8)  # 0.2
-    seen, logits = dcgan.embed(model, grey, size=(32, 24), batch_size=2, precision="float32")
-    expected = [(0.2 - mean) / deviation for mean, deviation in zip(images.MEAN, images.STD, strict=True)]
-    assert torch.allclose(seen, torch.tensor(expected).expand(5, 3), atol=1e-5)
-    assert torch.allclose(logits, model[2](seen), atol=1e-5)
-    assert model.training
-    assert not model[2]._forward_pre_hooks
-
-
-def test_embed_resizes_to_the_size_of_the_classifier():
-    sides = []
-    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 6))
-    model.register_forward_pre_hook(lambda _module, inputs: sides.append(tuple(inputs[0].shape)))
-    for size in (64, 32, (80, 60)):
-        dcgan.embed(model, np.zeros((2, 64, 64, 3), np.uint8), size=size)
-    assert sides == [(2, 3, 64, 64), (2, 3, 32, 32), (2, 3, 80, 60)]
-
-
-def test_frechet_distance_against_the_formula():
-    chance = np.random.default_rng(0)
-    real, generated = chance.normal(0, 1, (60, 4)), chance.normal(0.5, 2, (60, 4)) @ chance.normal(0, 1, (4, 4))
-    covariances = [np.cov(x, rowvar=False) for x in (real, generated)]
-    gap = real.mean(0) - generated.mean(0)
-    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
-    expected = gap @ gap + np.trace(covariances[0] + covariances[1] - 2 * root)
-    assert dcgan.frechet_distance(torch.tensor(real), torch.tensor(generated)) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("count", [20, 200])  # fewer and more pictures than features
-def test_frechet_distance_equals_torchmetrics(count):
-    chance = torch.Generator().manual_seed(0)
-    real, generated = torch.randn(2, count, 50, generator=chance, dtype=torch.float64).relu()
-    extractor = nn.Identity()
-    extractor.num_features = 50
-    metric = FrechetInceptionDistance(feature=extractor)
-    metric.update(real, real=True)
-    metric.update(3 * generated, real=False)
-    assert dcgan.frechet_distance(real, 3 * generated) == pytest.approx(metric.compute().item(), rel=1e-6)
-
-
-def test_frechet_distance_with_fewer_pictures_than_features():
-    """A covariance without full rank: a shift by 1 in 50 features is still worth exactly 50."""
-    real = torch.randn(10, 50, generator=torch.Generator().manual_seed(0))
-    assert dcgan.frechet_distance(real, real) == pytest.approx(0, abs=1e-4)
-    assert dcgan.frechet_distance(real, real + 1) == pytest.approx(50, abs=1e-3)
-
-
-def test_kernel_distance_by_hand():
-    """Features of one number: k(a, b) = (a b + 1)^3; real 0, 1 and generated 0, 2."""
-    real, generated = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [2.0]])
-    across = (1 + 1 + 1 + 27) / 4  # k(0,0), k(0,2), k(1,0), k(1,2)
-    assert dcgan.kernel_distance(real, generated) == pytest.approx(1 + 1 - 2 * across)  # k(0,1) + k(0,2) - 2 across
-
-
-def test_baseline_has_the_mean_and_the_deviation_of_the_real_pictures():
-    real = np.zeros((2, 64, 64, 3), np.uint8)
-    real[:, :32], real[0, 32:], real[1, 32:] = 200, 90, 110  # 200 everywhere; mean 100, deviation 10
-    drawn = dcgan.mean_and_noise(real, 50, seed=0)
-    assert (drawn[:, :32] == 200).all()
-    assert drawn[:, 32:].mean() == pytest.approx(100, abs=0.1)
-    assert drawn[:, 32:].std() == pytest.approx(10, abs=0.1)
-
-
-def test_nearest_neighbours_by_hand():
-    real = np.stack([np.full((2, 2, 3), value, np.uint8) for value in (0, 100, 200, 255)])
-    queries = np.stack([np.full((2, 2, 3), value, np.uint8) for value in (103, 250, 0)])
-    for chunk in (1, 3, 100):
-        index, distance = dcgan.nearest_neighbours(queries, real, chunk=chunk)
-        assert index.tolist() == [1, 3, 0]
-        assert distance.tolist() == [3, 5, 0]
