@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fashionlib import artifacts, images, judging, runtime
+from fashionlib import adversarial, artifacts, images, judging, runtime
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet, Prepared
 from fashionlib.judging import SIZE
@@ -150,69 +150,6 @@ def _initialise(network: nn.Module) -> None:
             nn.init.normal_(module.weight, 1.0, 0.02)
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
-
-
-# --- losses ----------------------------------------------------------------------------------------------------------
-
-
-def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """-log D(x) - log(1 - D(G(z))), the mean over the batch (Goodfellow et al. 2014). Taught in: chapter 5."""
-    return _cross_entropy(real_logits, 1.0) + _cross_entropy(fake_logits, 0.0)
-
-
-def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
-    """-log D(G(z)), the non-saturating loss (Goodfellow et al. 2014). Taught in: chapter 5."""
-    return _cross_entropy(fake_logits, 1.0)
-
-
-def _cross_entropy(logits: torch.Tensor, target: float) -> torch.Tensor:
-    logits = logits.float()
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
-
-
-def hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """max(0, 1 - a) of real and max(0, 1 + a) of fake logits a: nothing is won beyond 1 (Lim and Ye 2017).
-
-    The generator's own is then the mean of -a. Taught in: chapter 5.
-    """
-    return F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean()
-
-
-def gradient_penalty(discriminator: nn.Module, real: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-    """Half the squared slope of the logit at real pictures (B, 3, 64, 64), the mean over the batch, in float32.
-
-    R1 of Mescheder et al. 2018. Taught in: chapter 5.
-    """
-    real = real.detach().float().requires_grad_()
-    (slope,) = torch.autograd.grad(discriminator(real, labels).sum(), real, create_graph=True)
-    return slope.square().sum((1, 2, 3)).mean() / 2
-
-
-def augment(pixels: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
-    """Pictures (B, 3, H, W) in other colours, moved by up to an eighth, a quarter of each grey; gradients pass.
-
-    DiffAugment of Zhao et al. 2020: brightness, saturation, contrast, translation, cutout. Taught in: chapter 5.
-    """
-    count, _, height, width = pixels.shape
-    drawn = torch.rand(7, count, 1, 1, 1, generator=chance).to(pixels)
-    pixels = pixels + drawn[0] - 0.5
-    grey = pixels.mean(1, keepdim=True)
-    pixels = (pixels - grey) * 2 * drawn[1] + grey
-    mean = pixels.mean((1, 2, 3), keepdim=True)
-    pixels = (pixels - mean) * (drawn[2] + 0.5) + mean
-    rows, columns = (torch.arange(side, device=pixels.device) for side in (height, width))
-    down, right = (((2 * drawn[i, :, 0, 0, 0] - 1) * side / 8).round().long() for i, side in ((3, height), (4, width)))
-    source = rows - down[:, None], columns - right[:, None]  # (B, H), (B, W)
-    inside = [(place >= 0) & (place < side) for place, side in zip(source, (height, width), strict=True)]
-    top, left = ((drawn[i, :, 0, 0, 0] * side).long() - side // 4 for i, side in ((5, height), (6, width)))
-    cut = [(line >= first[:, None]) & (line < first[:, None] + side // 2)
-           for line, first, side in ((rows, top, height), (columns, left, width))]  # fmt: skip
-    kept = inside[0][:, :, None] & inside[1][:, None] & ~(cut[0][:, :, None] & cut[1][:, None])  # (B, H, W)
-    batch = torch.arange(count, device=pixels.device)[:, None, None]
-    moved = pixels.permute(0, 2, 3, 1)[
-        batch, source[0].clamp(0, height - 1)[:, :, None], source[1].clamp(0, width - 1)[:, None]
-    ]
-    return (moved * kept[..., None]).permute(0, 3, 1, 2)
 
 
 # --- fit -------------------------------------------------------------------------------------------------------------
@@ -358,17 +295,17 @@ class Game:
             fake = generator(drawn, labels)
             real_logits = discriminator(self.seen(real, chance), labels)
             fake_logits = discriminator(self.seen(fake.detach(), chance), labels)
-        judged = (hinge_loss if hinge else discriminator_loss)(real_logits, fake_logits)
+        judged = (adversarial.hinge_loss if hinge else adversarial.discriminator_loss)(real_logits, fake_logits)
         cost = judged
         if self.recipe.r1 and penalty:
-            cost = judged + self.recipe.r1 * PENALTY_EVERY * gradient_penalty(discriminator, real, labels)
+            cost = judged + self.recipe.r1 * PENALTY_EVERY * adversarial.gradient_penalty(discriminator, real, labels)
         self.updates["discriminator"].zero_grad(set_to_none=True)
         cost.backward()
         self.updates["discriminator"].step()
 
         with runtime.autocast(self.device, self.precision):
             answer = discriminator(self.seen(fake, chance), labels)  # through the discriminator as it is now
-        made = -answer.float().mean() if hinge else generator_loss(answer)
+        made = -answer.float().mean() if hinge else adversarial.generator_loss(answer)
         self.updates["generator"].zero_grad(set_to_none=True)
         made.backward()
         self.updates["generator"].step()
@@ -377,7 +314,7 @@ class Game:
 
     def seen(self, pixels: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
         """What the discriminator gets to see of pictures, real or generated."""
-        return augment(pixels, chance) if self.recipe.augment else pixels
+        return adversarial.augment(pixels, chance) if self.recipe.augment else pixels
 
     def look(self, epoch: int) -> None:
         """Keep sixteen pictures of this epoch, and how much sixty-four of them differ from each other."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fashionlib import artifacts, dcgan, images, runtime
+from fashionlib import adversarial, artifacts, dcgan, images, runtime
 from fashionlib.images import ImageSet
 
 TINY = {"epochs": 1, "features": 2, "latent": 4, "batch_size": 4}
@@ -99,15 +99,15 @@ def test_transposed_convolution_by_hand():
 
 def test_losses_by_hand():
     undecided = torch.zeros(4)
-    assert dcgan.discriminator_loss(undecided, undecided).item() == pytest.approx(2 * math.log(2))
-    assert dcgan.generator_loss(undecided).item() == pytest.approx(math.log(2))
+    assert adversarial.discriminator_loss(undecided, undecided).item() == pytest.approx(2 * math.log(2))
+    assert adversarial.generator_loss(undecided).item() == pytest.approx(math.log(2))
     real, fake = torch.tensor([0.0, math.log(3)]), torch.tensor([0.0, -math.log(3)])  # D = 1/2, 3/4; 1/2, 1/4
     each = (math.log(2) + math.log(4 / 3)) / 2
-    assert dcgan.discriminator_loss(real, fake).item() == pytest.approx(2 * each)
-    assert dcgan.generator_loss(fake).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert adversarial.discriminator_loss(real, fake).item() == pytest.approx(2 * each)
+    assert adversarial.generator_loss(fake).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
     sure = torch.tensor([-200.0])  # log(1 - D) is flat here; the non-saturating loss still has slope -1
     sure.requires_grad_()
-    dcgan.generator_loss(sure).backward()
+    adversarial.generator_loss(sure).backward()
     assert sure.grad.item() == pytest.approx(-1)
 
 
@@ -242,7 +242,9 @@ def test_what_went_wrong_is_said():
 
 
 def test_hinge_loss_by_hand():
-    assert dcgan.hinge_loss(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])).item() == (0 + 1) / 2 + (0 + 2) / 2
+    assert (
+        adversarial.hinge_loss(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])).item() == (0 + 1) / 2 + (0 + 2) / 2
+    )
 
 
 def test_gradient_penalty_of_a_linear_discriminator():
@@ -252,7 +254,7 @@ def test_gradient_penalty_of_a_linear_discriminator():
         def forward(self, x, labels=None):
             return 3 * x.sum((1, 2, 3))
 
-    assert dcgan.gradient_penalty(Linear(), torch.zeros(5, 3, 2, 2)).item() == pytest.approx(54)
+    assert adversarial.gradient_penalty(Linear(), torch.zeros(5, 3, 2, 2)).item() == pytest.approx(54)
 
 
 def test_spectral_norm_makes_every_layer_a_contraction():
@@ -268,23 +270,23 @@ def test_spectral_norm_makes_every_layer_a_contraction():
 
 def test_augment_changes_colour_place_and_a_patch_and_lets_gradients_pass():
     pixels = torch.randn(64, 3, 16, 16).requires_grad_()
-    changed = dcgan.augment(pixels, torch.Generator().manual_seed(0))
+    changed = adversarial.augment(pixels, torch.Generator().manual_seed(0))
     assert changed.shape == pixels.shape
     empty = (changed == 0).all(1).flatten(1).float().mean(1)  # moved in, or cut out
     assert 0.1 < empty.mean() < 0.45
     assert empty.max() <= 0.25 + 2 * 2 / 16
     changed.square().sum().backward()
     assert pixels.grad.abs().sum() > 0
-    again = dcgan.augment(pixels, torch.Generator().manual_seed(0))
+    again = adversarial.augment(pixels, torch.Generator().manual_seed(0))
     assert torch.equal(again, changed)
 
 
 def test_augment_moves_and_cuts_as_drawn(monkeypatch):
     """No change of colour, one row down, two columns left, the upper left quarter cut out."""
-    drawn = torch.tensor([0.5, 0.5, 0.5, 0.75, 0.0, 0.25, 0.25]).reshape(7, 1, 1, 1, 1)
+    drawn = torch.tensor([0.5, 0.5, 0.5, 0.75, 0.0, 0.25, 0.25]).reshape(7, 1)
     monkeypatch.setattr(torch, "rand", lambda *_, **__: drawn)
     pixels = torch.arange(1.0, 257).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
-    changed = dcgan.augment(pixels, torch.Generator())[0, 0]
+    changed = adversarial.augment(pixels, torch.Generator())[0, 0]
     expected = F.pad(pixels[0, 0, :-1, 2:], (0, 2, 1, 0))
     expected[:8, :8] = 0
     torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-3)
