@@ -7,6 +7,9 @@ the slowest and the fastest as its spread.
 from __future__ import annotations
 
 import io
+import json
+import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -35,6 +38,38 @@ def in_turn(candidates: dict[str, Callable[[], int]], rounds: int) -> dict[str, 
             count = run()
             rates[name].append(count / (time.perf_counter() - started))
     return rates
+
+
+def serve(epoch: Callable[[], object]) -> None:
+    """Run `epoch` for each line on stdin; answer with its seconds and page faults. The other end of `in_processes`."""
+    for _ in sys.stdin:
+        faults, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        epoch()
+        seconds = time.perf_counter() - started
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        print(json.dumps({"seconds": seconds, "faults": faults}), flush=True)
+
+
+def in_processes(commands: dict[str, list[str]], rounds: int) -> dict[str, list[dict]]:
+    """As `in_turn`, each candidate in a process of its own that `serve`s: its answers, without that of the first round.
+
+    Memory that one candidate keeps would serve the others, too.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    children = {name: subprocess.Popen(command, **pipes) for name, command in commands.items()}
+    found: dict[str, list[dict]] = {name: [] for name in commands}
+    for turn in range(rounds + 1):
+        for name, child in children.items():
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            if not (line := child.stdout.readline()):
+                sys.exit(f"{name} stopped; to see why: {shlex.join(commands[name])} <<< go")
+            if turn:
+                found[name].append(json.loads(line))
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    return found
 
 
 def row(what: str, values: list[float], unit: str = "images/s", digits: int = 1) -> dict:

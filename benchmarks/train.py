@@ -7,8 +7,8 @@ that one keeps would serve the others, too; they take turns. Also: where the tim
 
 from __future__ import annotations
 
+import contextlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
-from fashionlib import images, runtime, training
+from fashionlib import convolutions, images, runtime, training
 
 SIDE, BATCH, ROUNDS = 80, 64, 5
 PICTURES = {"resnet18": 1024, "resnet152": 256}  # of one round, 5 to 15 seconds
@@ -109,6 +109,11 @@ def memory_given_back(folder: Path, architecture: str):
     return ours(folder, architecture)
 
 
+def convolutions_by_the_library(folder: Path, architecture: str):
+    convolutions.as_products = lambda device: contextlib.nullcontext()
+    return ours(folder, architecture)
+
+
 def denormals_flushed(folder: Path, architecture: str):
     torch.set_flush_denormal(True)
     return ours(folder, architecture)
@@ -120,46 +125,21 @@ def in_float32(folder: Path, architecture: str):
 
 CANDIDATES = {"ours": ours}
 VARIANTS = {"ours, one thread": one_thread, "ours, memory given back to the system": memory_given_back}
+VARIANTS |= {"ours, all convolutions by the library": convolutions_by_the_library}
 VARIANTS |= {"ours, denormals flushed": denormals_flushed, "ours, float32": in_float32}
 CANDIDATES |= {f"reference, {workers} workers": partial(reference, workers=workers) for workers in (0, 1, 2)}
 CANDIDATES |= {
     f"same arrays, {workers} workers": partial(reference, arrays=True, workers=workers) for workers in (0, 1)
 }
-
-
 CANDIDATES |= VARIANTS
 
 
-def serve(folder: Path, architecture: str, name: str) -> None:
-    """Run one epoch for each line that comes in; answer with its seconds and page faults."""
-    torch.manual_seed(0)
-    epoch = CANDIDATES[name](folder, architecture)
-    for _ in sys.stdin:
-        faults, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
-        epoch()
-        seconds = time.perf_counter() - started
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-        print(json.dumps({"seconds": seconds, "faults": faults}), flush=True)
-
-
 def compare(folder: Path, architecture: str, names: list[str], rounds: int) -> dict[str, list[dict]]:
-    """Rounds of all candidates in turn; the first round of each is not counted."""
+    """Rounds of all candidates in turn: seconds, page faults and images/s of each round."""
     command = [sys.executable, __file__, "--serve", str(folder), architecture]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    children = {name: subprocess.Popen([*command, name], **pipes) for name in names}
-    found: dict[str, list[dict]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        for name, child in children.items():
-            child.stdin.write("go\n")
-            child.stdin.flush()
-            if not (line := child.stdout.readline()):
-                sys.exit(f"train: {name} stopped; to see why: {' '.join([*command, repr(name)])} <<< go")
-            answer = json.loads(line)
-            if turn:
-                found[name].append(answer | {"rate": PICTURES[architecture] / answer["seconds"]})
-    for child in children.values():
-        child.stdin.close()
-        child.wait()
+    found = measuring.in_processes({name: [*command, name] for name in names}, rounds)
+    for answer in (answer for answers in found.values() for answer in answers):
+        answer["rate"] = PICTURES[architecture] / answer["seconds"]
     return found
 
 
@@ -215,7 +195,7 @@ def parts_of_a_step(folder: Path, architecture: str, rate: float) -> list[dict]:
         nn.functional.cross_entropy(model(pixels), labels).backward()
     work = counter.get_total_flops() / BATCH * rate / 1e12
     peak = statistics.median(matrix_rate(dtype))
-    update = torch.optim.Adam(model.parameters(), lr=1e-4)
+    update = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     batches = PICTURES[architecture] / BATCH
     reading = [1000 * seconds / batches for seconds in seconds_of(lambda: sum(len(batch) for batch, _ in feed()))]
     name = f"{architecture}, of a step"
@@ -261,7 +241,8 @@ def measure_growth() -> list[dict]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
-        serve(Path(sys.argv[2]), *sys.argv[3:])
+        torch.manual_seed(0)
+        measuring.serve(CANDIDATES[sys.argv[4]](Path(sys.argv[2]), sys.argv[3]))
         return
     if sys.argv[1:2] == ["--grow"]:
         grow(int(sys.argv[2]))
