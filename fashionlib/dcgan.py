@@ -37,6 +37,7 @@ VERSION = 2  # of the training: raise it when the same settings would give other
 SNAPSHOTS = 6  # pictures of the progress
 RECORD = ("discriminator_loss", "generator_loss", "real_score", "fake_score")  # what is kept of every step
 LOSSES = ("non-saturating", "hinge")
+BEST = {"loss": "hinge", "spectral_norm": True, "augment": True, "ema": 0.99}  # what helped, together
 PENALTY_EVERY = 16  # steps between two gradient penalties, each as heavy as 16 (Karras et al. 2020)
 
 
