@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -380,6 +381,24 @@ def cascade(stages: Sequence[str], panels: dict[str, dict[str, Sequence[tuple]]]
 
 
 # --- chapter 5: DCGAN -------------------------------------------------------------------------------------------------
+
+
+def animation(snapshots: dict[int, np.ndarray], columns: int = 8) -> object:
+    """Pictures uint8 (N, H, W, 3) of each moment as an endless film (animated PNG); the last moment stays longer.
+
+    Taught in: chapter 5.
+    """
+    from IPython.display import Image as Shown
+    from PIL import Image
+
+    frames = []
+    for pixels in snapshots.values():
+        rows = [np.concatenate(pixels[i : i + columns], axis=1) for i in range(0, len(pixels), columns)]
+        frames.append(Image.fromarray(np.concatenate(rows)).quantize(128))
+    durations = [400] * (len(frames) - 1) + [2000]  # milliseconds
+    stream = io.BytesIO()
+    frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return Shown(stream.getvalue(), format="png")
 
 
 @styled

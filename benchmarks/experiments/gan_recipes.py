@@ -1,4 +1,4 @@
-"""What each ingredient is worth to the DCGAN: python benchmarks/experiments/gan_recipes.py (about 90 minutes on 2 cores).
+"""What each ingredient is worth to the DCGAN: python benchmarks/experiments/gan_recipes.py (about 90 minutes).
 
 Class 1 (Women/Accessories) of the real 60x80 catalogue, 700 steps of 64 pictures, the paper's networks, two seeds: the
 paper's recipe, the same with one ingredient changed, and `dcgan.BEST`. Judged by the Frechet distance in the features
