@@ -34,7 +34,7 @@ from fashionlib.judging import SIZE
 from fashionlib.runtime import InputError
 
 VERSION = 2  # of the training: raise it when the same settings would give other weights
-SNAPSHOTS = 24  # moments of the training that are kept
+SNAPSHOTS = 16  # moments of the training that are kept
 RECORD = ("discriminator_loss", "generator_loss", "real_score", "fake_score")  # what is kept of every step
 LOSSES = ("non-saturating", "hinge")
 BEST = {"loss": "hinge", "spectral_norm": True, "augment": True, "ema": 0.99}  # what helped, together

@@ -394,7 +394,7 @@ def animation(snapshots: dict[int, np.ndarray], columns: int = 8) -> object:
     frames = []
     for pixels in snapshots.values():
         rows = [np.concatenate(pixels[i : i + columns], axis=1) for i in range(0, len(pixels), columns)]
-        frames.append(Image.fromarray(np.concatenate(rows)).quantize(128))
+        frames.append(Image.fromarray(np.concatenate(rows)).quantize(48))
     durations = [400] * (len(frames) - 1) + [2000]  # milliseconds
     stream = io.BytesIO()
     frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:], duration=durations, loop=0)
