@@ -85,7 +85,8 @@ $(call executed,03b_methods): $(call library,$(NETWORK) saliency faithfulness at
 	$(call executed,03_guided_backprop)
 $(call executed,04_average_saliency): $(call library,$(NETWORK) evaluation saliency faithfulness faces plots) $(call executed,03_guided_backprop)
 $(call executed,05_dcgan): $(call library,$(NETWORK) adversarial dcgan judging plots) $(call executed,02_resnet152)
-$(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $(call executed,02b_comparisons 03b_methods 04_average_saliency 05_dcgan)
+$(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $(call executed,02b_comparisons 03b_methods 04_average_saliency 05_dcgan) \
+	benchmarks/results/ablation.json
 
 # To a temporary name, renamed on success: papermill leaves a newer, broken output where a cell fails.
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml

@@ -48,6 +48,7 @@ RATIOS = {
         "train_vs_same_arrays_resnet18",
     ],
     "splits": [],
+    "ablation": [],
 }
 
 
