@@ -12,34 +12,21 @@ import tempfile
 from pathlib import Path
 
 import measuring
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from fashionlib import dcgan, images
+from fashionlib import dcgan
 
 BATCH, PICTURES, ROUNDS, SIDE = 128, 512, 5, dcgan.SIZE
-
-
-def write_pictures(folder: Path) -> None:
-    """The same pictures twice: JPEGs of their final size in a folder, and a prepared array."""
-    _, pictures = measuring.photographs(40)
-    array = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (PICTURES, SIDE, SIDE, 3))
-    (folder / "jpeg" / "one").mkdir(parents=True)
-    for i in range(PICTURES):
-        picture = pictures[i % len(pictures)].resize((SIDE, SIDE))
-        picture.save(folder / "jpeg" / "one" / f"{i:05}.jpg", quality=90)
-        array[i] = np.asarray(picture)
 
 
 # --- candidates: each trains for one epoch and returns its number of pictures -----------------------------------------
 
 
 def ours(folder: Path):
-    rows = np.arange(PICTURES)
-    data = images.ImageSet(np.load(folder / "images.npy", mmap_mode="r"), rows, np.zeros(PICTURES, np.int64))
+    data = measuring.read_pictures(folder, PICTURES)
     recipe = dcgan.Recipe(epochs=1, batch_size=BATCH)
     return lambda: dcgan.fit(data, recipe=recipe)
 
@@ -87,7 +74,7 @@ def main() -> None:
         measuring.serve(CANDIDATES[sys.argv[3]](Path(sys.argv[2])))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(Path(folder))
+        measuring.write_pictures(Path(folder), measuring.photographs(40)[1], SIDE, PICTURES)
         commands = {name: [sys.executable, __file__, "--serve", folder, name] for name in CANDIDATES}
         answers = measuring.in_processes(commands, ROUNDS)
     rates = {name: [PICTURES / answer["seconds"] for answer in each] for name, each in answers.items()}

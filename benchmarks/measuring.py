@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fashionlib import artifacts, runtime
+from fashionlib import artifacts, images, runtime
 
 ROOT = runtime.project_root()
 sys.path.insert(0, str(ROOT / "tests"))
@@ -127,6 +127,23 @@ def photographs(count: int) -> tuple[str, list[Image.Image]]:
     folder = synthetic.draw(runtime.build_root() / "benchmarks" / "synthetic", products=count)
     files = sorted((folder / "images").glob("*.jpg"))[:count]
     return "drawn pictures", [Image.open(path).convert("RGB") for path in files]
+
+
+def write_pictures(folder: Path, pictures: list[Image.Image], side: int, count: int) -> None:
+    """`count` squares of `side` twice: JPEGs of their final size in a folder per class, and one prepared array."""
+    array = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (count, side, side, 3))
+    for i in range(count):
+        picture = pictures[i % len(pictures)].resize((side, side))
+        path = folder / "jpeg" / str(i % 6) / f"{i:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, quality=90)
+        array[i] = np.asarray(picture)
+
+
+def read_pictures(folder: Path, count: int) -> images.ImageSet:
+    """The first `count` of the array that `write_pictures` wrote."""
+    rows = np.arange(count)
+    return images.ImageSet(np.load(folder / "images.npy", mmap_mode="r"), rows, rows % 6)
 
 
 def enlarged(picture: Image.Image, size: tuple[int, int], path: Path, seed: int) -> None:

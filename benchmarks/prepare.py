@@ -173,17 +173,6 @@ def measure_preparation(base: Path, pictures: dict[str, list[Image.Image]]) -> t
 # --- feeding ----------------------------------------------------------------------------------------------------------
 
 
-def write_pictures(folder: Path, pictures: list[Image.Image], side: int, count: int) -> images.ImageSet:
-    """The same pictures twice: as JPEGs of their final size, for the peer, and as a prepared array, for us."""
-    (folder / "jpeg" / "one").mkdir(parents=True)
-    array = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (count, side, side, 3))
-    for i in range(count):
-        picture = pictures[i % len(pictures)].resize((side, side))
-        picture.save(folder / "jpeg" / "one" / f"{i}.jpg", quality=90)
-        array[i] = np.asarray(picture)
-    return images.ImageSet(np.load(folder / "images.npy", mmap_mode="r"), np.arange(count), np.zeros(count, np.int64))
-
-
 def loader(folder: Path, side: int, workers: int) -> DataLoader:
     """The peer, as torchvision's users write it."""
     steps = [transforms.RandomCrop(side, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
@@ -201,7 +190,9 @@ def write_floats(side: int, count: int) -> int:
 
 def compare_batches(folder: Path, pictures: list[Image.Image], side: int, count: int) -> dict[str, list[float]]:
     """One epoch each; the peer's number of workers is the best of four."""
-    data = write_pictures(folder, pictures, side, count)
+    folder.mkdir()
+    measuring.write_pictures(folder, pictures, side, count)
+    data = measuring.read_pictures(folder, count)
 
     def epoch(batches: Callable) -> Callable[[], int]:
         return lambda: sum(len(labels) for _, labels in batches())

@@ -36,22 +36,6 @@ RECIPE = training.Recipe(
 )
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """The same pictures twice: JPEGs of their final size in a folder per class, and a prepared array."""
-    _, pictures = measuring.photographs(40)
-    array = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (count, SIDE, SIDE, 3))
-    for i in range(count):
-        picture = pictures[i % len(pictures)].resize((SIDE, SIDE))
-        (folder / "jpeg" / str(i % 6)).mkdir(parents=True, exist_ok=True)
-        picture.save(folder / "jpeg" / str(i % 6) / f"{i:05}.jpg", quality=90)
-        array[i] = np.asarray(picture)
-
-
-def prepared(folder: Path, count: int) -> images.ImageSet:
-    rows = np.arange(count)
-    return images.ImageSet(np.load(folder / "images.npy", mmap_mode="r"), rows, rows % 6)
-
-
 class Arrays(Dataset):
     """The prepared array as a Dataset: a picture at a time, as most people would write it."""
 
@@ -69,7 +53,7 @@ class Arrays(Dataset):
 
 
 def ours(folder: Path, architecture: str):
-    data = prepared(folder, PICTURES[architecture])
+    data = measuring.read_pictures(folder, PICTURES[architecture])
     model = torchvision.models.get_model(architecture, num_classes=6).to(memory_format=torch.channels_last)
     return partial(training.fit, model, data, recipe=RECIPE)
 
@@ -79,7 +63,7 @@ def reference(folder: Path, architecture: str, *, arrays: bool = False, workers:
     steps = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     transform = transforms.Compose([*steps, transforms.Normalize(images.MEAN, images.STD)])
     if arrays:
-        dataset = Arrays(prepared(folder, PICTURES[architecture]), transform)
+        dataset = Arrays(measuring.read_pictures(folder, PICTURES[architecture]), transform)
     else:
         dataset = datasets.ImageFolder(folder / "jpeg", transform)
         dataset.samples = dataset.samples[:: len(dataset) // PICTURES[architecture]]  # of every class
@@ -187,7 +171,7 @@ def parts_of_a_step(folder: Path, architecture: str, rate: float) -> list[dict]:
     device = runtime.device("cpu")
     precision = runtime.resolve_precision(device)
     dtype = getattr(torch, precision)
-    data = prepared(folder, PICTURES[architecture])
+    data = measuring.read_pictures(folder, PICTURES[architecture])
     model = torchvision.models.get_model(architecture, num_classes=6).to(memory_format=torch.channels_last)
     feed = partial(images.batches, data, batch_size=BATCH, epoch=0, flip=True, crop=4, dtype=dtype)
     pixels, labels = next(feed())
@@ -254,7 +238,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_pictures(folder, max(PICTURES.values()))
+        measuring.write_pictures(folder, measuring.photographs(40)[1], SIDE, max(PICTURES.values()))
         for architecture in PICTURES:
             found, more = measure(folder, architecture)
             rows, ratios = rows + found, ratios | more

@@ -25,7 +25,6 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
 
 from fashionlib import artifacts, decoding, images, runtime
 from fashionlib.catalogue import CLASS_NAMES
@@ -35,15 +34,8 @@ from fashionlib.training import Recipe, fit, predict
 
 __all__ = ["Recipe", "build", "classify", "features", "fit", "load", "predict", "probe", "train"]
 STEMS = ("imagenet", "small")
-DAMAGED = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)  # of torch.load
+# What torch.load and safetensors raise for a file that is not one of weights.
+DAMAGED = (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, SafetensorError)
 
 
 # --- build ------------------------------------------------------------------------------------------------------------
@@ -72,23 +64,15 @@ def build(architecture: str, *, weights: str = "none", stem: str = "imagenet", c
     if stem == "small":
         if not isinstance(model, torchvision.models.ResNet):
             raise InputError(f"stem 'small' is made for ResNets; {architecture} keeps stem = 'imagenet'.")
-        model.conv1 = _PooledConv2d(3, 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
+        first = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
+        # Pooled at once, BatchNorm and ReLU see a quarter of the pixels: a step takes 0.38 s, not 0.45. A positive
+        # scale and ReLU leave the largest of four values the largest, so that hardly anything is lost.
+        model.conv1, model.maxpool = nn.Sequential(first, nn.MaxPool2d(2)), nn.Identity()
     if weights != "none":
         _load_backbone(model, _weights(architecture, weights), weights)
         _expect_its_pixels(model, weights)
     return model.to(memory_format=torch.channels_last)
-
-
-class _PooledConv2d(nn.Conv2d):
-    """Pools at once, before BatchNorm and ReLU: they see a quarter of the pixels, a step takes 0.37 s instead of 0.45.
-
-    ReLU and a positive scale leave the largest of four values the largest, so that hardly anything is lost.
-    """
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return F.max_pool2d(super().forward(pixels), 2)
 
 
 def _weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +30,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fashionlib import adversarial, artifacts, images, judging, runtime
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet, Prepared
-from fashionlib.judging import SIZE
 from fashionlib.runtime import InputError
 
 VERSION = 2  # of the training: raise it when the same settings would give other weights
+SIZE = 64  # side of the pictures: four doublings of a 4x4 map
 SNAPSHOTS = 16  # moments of the training that are kept
 RECORD = ("discriminator_loss", "generator_loss", "real_score", "fake_score")  # what is kept of every step
 LOSSES = ("non-saturating", "hinge")
-BEST = {"loss": "hinge", "spectral_norm": True, "augment": True, "ema": 0.99}  # what helped, together
+# Today's practice; whether it helps on this catalogue is not measured yet.
+BEST = {
+    "loss": "hinge",
+    "spectral_norm": True,
+    "augment": True,
+    "ema": 0.99,
+}
 PENALTY_EVERY = 16  # steps between two gradient penalties, each as heavy as 16 (Karras et al. 2020)
 
 
@@ -68,11 +74,6 @@ class Recipe:
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}; found {self.loss!r}.")
-
-    @classmethod
-    def of(cls, parameters: dict) -> Recipe:
-        """The recipe among a chapter's parameters, which bear the same names. Taught in: chapter 5."""
-        return cls(**{field.name: parameters[field.name] for field in fields(cls) if field.name in parameters})
 
 
 # --- networks --------------------------------------------------------------------------------------------------------

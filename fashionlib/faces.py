@@ -1,9 +1,11 @@
 """Where the face is, and what the answer is without it: masks for photographs, and pictures with a part hidden.
 
-masks = faces.find(pictures, pixels)                       # uint8: 0 background, 1 face box, 3 the rest
-face = faces.boxes(masks)                                  # bool: the bounding box of each face
-control = faces.elsewhere(face, masks > 0)                 # as large a box elsewhere on the figure
-answers = model(torch.where(face[:, None], faces.blurred(pixels), pixels))
+    masks = faces.find(pictures, pixels)                       # uint8: 0 background, 1 face box, 3 the rest
+    face = faces.boxes(masks)                                  # bool: the bounding box of each face
+    control = faces.elsewhere(face, masks > 0)                 # as large a box elsewhere on the figure
+    answers = model(torch.where(face[:, None], images.blurred(pixels, 5), pixels))
+
+Drawings have exact masks; on photographs the detectors of OpenCV look for faces.
 """
 
 from __future__ import annotations
@@ -70,14 +72,3 @@ def elsewhere(face: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         top, left = divmod(int(covered.argmax()), covered.shape[1])
         place[top : top + height, left : left + width] = True
     return found
-
-
-def blurred(pixels: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, 3, H, W) through a Gaussian of a twentieth of their height: a face keeps its colour, and no more.
-
-    Taught in: chapter 4.
-    """
-    from torchvision.transforms.functional import gaussian_blur
-
-    sigma = pixels.shape[2] / 20
-    return gaussian_blur(pixels, [2 * round(2 * sigma) + 1] * 2, [sigma, sigma])

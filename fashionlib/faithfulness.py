@@ -1,9 +1,11 @@
 """Whether to believe a map: does it depend on the network, is it right, and how sure are we?
 
-with faithfulness.randomised(model) as network: ...                          # what has not been learned
-scores = faithfulness.similarity(maps, others, foreground)                   # one per picture
-curves = faithfulness.deletion_insertion(model, pixels, targets, maps)
-mean, interval, count = faithfulness.mean_interval(scores)
+    with faithfulness.randomised(model) as network: ...                          # what has not been learned
+    scores = faithfulness.similarity(maps, others, foreground)                   # one per picture
+    curves = faithfulness.deletion_insertion(model, pixels, targets, maps)
+    mean, interval, count = faithfulness.mean_interval(scores)
+
+Maps and masks are (B, H, W). No figure stands alone: each has a control, a floor or an interval beside it.
 """
 
 from __future__ import annotations
@@ -138,9 +140,7 @@ def _filled(pixels: torch.Tensor, fill: str) -> torch.Tensor:
     if fill == "white":
         return images.white(pixels)
     if fill == "blurred":
-        from torchvision.transforms.functional import gaussian_blur
-
-        return gaussian_blur(pixels, [11, 11], [5.0, 5.0])
+        return images.blurred(pixels, 5.0)
     raise InputError(f"fill must be white or blurred; found {fill!r}.")
 
 

@@ -296,6 +296,13 @@ def white(pixels: torch.Tensor) -> torch.Tensor:
     return normalise(point).to(pixels.dtype).expand_as(pixels)
 
 
+def blurred(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Pictures (B, 3, H, W) through a Gaussian of `sigma` pixels, cut off at twice that. Taught in: chapter 4."""
+    from torchvision.transforms.functional import gaussian_blur
+
+    return gaussian_blur(pixels, [2 * round(2 * sigma) + 1] * 2, [sigma, sigma])
+
+
 def denormalise(pixels: torch.Tensor) -> torch.Tensor:
     """float (B, 3, H, W) as `normalise` made it, back to uint8 (B, H, W, 3).
 

@@ -1,7 +1,7 @@
 """How good are generated pictures: distances between features, new or copied, as varied as the real ones?
 
-    known, _ = judging.embed(model, real)                    # features of the course's own classifier
-    made, logits = judging.embed(model, generated)
+    known, _ = judging.embed(model, real, size=64)           # features of the course's own classifier
+    made, logits = judging.embed(model, generated, size=64)
     judging.frechet_distance(known, made)
 
 Pictures are uint8 (N, H, W, 3) NumPy arrays. A distance means something only beside its floor (real against real) and
@@ -17,12 +17,10 @@ from torch.nn import functional as F
 
 from fashionlib import images, runtime
 
-SIZE = 64  # side of the pictures that a DCGAN draws
-
 
 @torch.no_grad()
 def embed(
-    model: nn.Module, pixels: np.ndarray, *, size: images.Size = SIZE, batch_size: int = 256, precision: str = "auto"
+    model: nn.Module, pixels: np.ndarray, *, size: images.Size, batch_size: int = 256, precision: str = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (N, D), the input of the classifier's last linear layer, and logits (N, 6): float32 on the CPU.
 

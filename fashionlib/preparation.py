@@ -30,7 +30,7 @@ from fashionlib.images import VERSION, Size, size_name
 from fashionlib.runtime import InputError
 
 CHUNK = 32  # products a worker takes at a time
-FACTS = ["width", "height", "digest", "problem"]  # of a file: original size, SHA-256 of its pixels, or what is wrong
+FACTS = ["width", "height", "digest", "problem"]  # of a file: original size, digest of its pixels, or what is wrong
 
 
 def prepare(

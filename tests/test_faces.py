@@ -40,13 +40,3 @@ def test_the_control_is_as_large_beside_the_face_and_on_the_figure():
     assert (control[0] & inside[0]).sum() == 6
     assert control[0, 4:7, 2:4].all()  # the topmost place below it
     assert not control[1].any()
-
-
-def test_a_blurred_picture_keeps_its_colour():
-    pixels = pictures(2, 64)
-    smooth = faces.blurred(pixels)
-    assert smooth.shape == pixels.shape
-    torch.testing.assert_close(smooth.mean((2, 3)), pixels.mean((2, 3)), atol=0.05, rtol=0)
-    assert (smooth.std((2, 3)) < 0.3 * pixels.std((2, 3))).all()
-    white = images.white(pixels)
-    torch.testing.assert_close(faces.blurred(white), white)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import pictures
 
 from fashionlib import images, runtime
 
@@ -204,3 +205,13 @@ def test_batches_are_the_same_on_the_gpu(resident):
         assert on_gpu[0].is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(on_gpu[0].cpu(), on_cpu[0])
         assert torch.equal(on_gpu[1].cpu(), on_cpu[1])
+
+
+def test_a_blurred_picture_keeps_its_colour():
+    pixels = pictures(2, 64)
+    smooth = images.blurred(pixels, 3.2)
+    assert smooth.shape == pixels.shape
+    torch.testing.assert_close(smooth.mean((2, 3)), pixels.mean((2, 3)), atol=0.05, rtol=0)
+    assert (smooth.std((2, 3)) < 0.3 * pixels.std((2, 3))).all()
+    white = images.white(pixels)
+    torch.testing.assert_close(images.blurred(white, 3.2), white)
