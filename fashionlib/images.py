@@ -297,10 +297,15 @@ def white(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def blurred(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Pictures (B, 3, H, W) through a Gaussian of `sigma` pixels, cut off at twice that. Taught in: chapter 4."""
+    """Pictures (B, 3, H, W) through a Gaussian of `sigma` pixels, cut off at twice that.
+
+    Always in float32: in bfloat16 a CPU was seen not to come back from a kernel of 21x21. Taught in: chapter 4.
+    """
+    import torch
     from torchvision.transforms.functional import gaussian_blur
 
-    return gaussian_blur(pixels, [2 * round(2 * sigma) + 1] * 2, [sigma, sigma])
+    with torch.autocast(pixels.device.type, enabled=False):
+        return gaussian_blur(pixels.float(), [2 * round(2 * sigma) + 1] * 2, [sigma, sigma]).to(pixels.dtype)
 
 
 def denormalise(pixels: torch.Tensor) -> torch.Tensor:

@@ -215,3 +215,11 @@ def test_a_blurred_picture_keeps_its_colour():
     assert (smooth.std((2, 3)) < 0.3 * pixels.std((2, 3))).all()
     white = images.white(pixels)
     torch.testing.assert_close(images.blurred(white, 3.2), white)
+
+
+def test_a_blur_is_the_same_under_autocast():
+    pixels = pictures(2, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = images.blurred(pixels, 5.0)
+    assert torch.equal(under, images.blurred(pixels, 5.0))
+    assert images.blurred(pixels.bfloat16(), 5.0).dtype == torch.bfloat16
