@@ -1,4 +1,4 @@
-"""The DCGAN's step side by side: python benchmarks/gan.py (about 6 minutes on 2 cores).
+"""The DCGAN's step side by side: python benchmarks/gan.py (about 2 minutes on 2 cores).
 
 Ours against the loop of PyTorch's own DCGAN example and tutorial: ImageFolder and DataLoader over JPEGs, float32, the
 memory format of torch's defaults; and against the same loop with its batches ready in memory. Same networks (the

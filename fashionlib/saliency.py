@@ -168,10 +168,12 @@ def sobel(pixels: torch.Tensor) -> torch.Tensor:
     """
     mean, std = (pixels.new_tensor(values)[:, None, None] for values in (images.MEAN, images.STD))
     weights = pixels.new_tensor([0.299, 0.587, 0.114])[:, None, None]
-    grey = ((pixels * std + mean) * weights).sum(1, keepdim=True)  # (B, 1, H, W)
-    across = pixels.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
-    kernels = torch.stack([across, across.T])[:, None]  # (2, 1, 3, 3)
-    return F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernels).norm(dim=1)
+    grey = ((pixels * std + mean) * weights).sum(1)  # (B, H, W)
+    padded = F.pad(grey[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    down = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]  # the kernel's columns, then its difference across
+    across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
+    slopes = down[..., 2:] - down[..., :-2], across[:, 2:] - across[:, :-2]
+    return torch.hypot(*slopes) / 8  # sums, not a convolution, which takes 360 ms for 32 pictures of 224 and this 14
 
 
 def foreground(pixels: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,16 @@ RATIOS = {
         "train_vs_reference_resnet152",
         "train_vs_same_arrays_resnet18",
     ],
+    "saliency": [
+        "guided_vs_captum_resnet18",
+        "guided_limit_share_resnet18",
+        "guided_bf16_vs_captum_resnet18",
+        "guided_vs_captum_resnet152",
+        "guided_limit_share_resnet152",
+        "guided_bf16_vs_captum_resnet152",
+        "class_averages_vs_maps",
+    ],
+    "gan": ["gan_vs_example", "gan_vs_example_in_memory"],
     "splits": [],
     "ablation": [],
 }
