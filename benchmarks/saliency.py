@@ -1,7 +1,8 @@
 """Guided backpropagation side by side: python benchmarks/saliency.py (about 8 minutes on 2 cores).
 
-Ours against Captum's, in batches and one picture at a time, and against the limit: one forward and one backward pass
-to the pixels of the untouched network. Same network, pictures, batch and targets, 224x224. Also: what bfloat16 costs
+Ours (BatchNorm folded into the convolutions) against Captum's, in batches and one picture at a time, and against the
+limit: one forward and one backward pass to the pixels of the untouched network. Same network, pictures, batch and
+targets, 224x224. Also: what bfloat16 costs
 in exactness, and what averaging costs on top of the maps.
 """
 
@@ -16,7 +17,7 @@ import torchvision
 from captum.attr import GuidedBackprop
 from torch import nn
 
-from fashionlib import images, runtime, saliency
+from fashionlib import convolutions, images, runtime, saliency
 
 SIDE, ROUNDS = 224, 5
 BATCH = {"resnet18": 32, "resnet152": 16}
@@ -53,13 +54,15 @@ def compare(architecture: str) -> tuple[list[dict], dict[str, list[float]]]:
     with torch.no_grad():
         targets = model(pixels).argmax(1)
     captum = GuidedBackprop(plain).attribute
+    folded = convolutions.folded(model)
 
     def in_bfloat16() -> torch.Tensor:
         with runtime.autocast(torch.device("cpu"), "bfloat16"):
-            return saliency.guided_backprop(model, pixels, targets)
+            return saliency.guided_backprop(folded, pixels, targets)
 
     candidates = {
-        "ours, float32": partial(saliency.guided_backprop, model, pixels, targets),
+        "ours, float32": partial(saliency.guided_backprop, folded, pixels, targets),
+        "ours, network as it is, float32": partial(saliency.guided_backprop, model, pixels, targets),
         "ours, bfloat16": in_bfloat16,
         "limit: forward and backward, float32": partial(limit, model, pixels, targets),
         "Captum, batched": lambda: captum(batch.clone().requires_grad_(), target=targets),
@@ -79,7 +82,7 @@ def compare(architecture: str) -> tuple[list[dict], dict[str, list[float]]]:
 
 def averages(pixels: torch.Tensor) -> tuple[list[dict], float]:
     """Images/s of the class averages and of the maps alone; their ratio."""
-    model = torchvision.models.resnet18(num_classes=6).to(memory_format=torch.channels_last)
+    model = convolutions.folded(torchvision.models.resnet18(num_classes=6).to(memory_format=torch.channels_last))
     batches = [(part, None) for part in pixels.split(BATCH["resnet18"])]
 
     def maps_alone() -> int:
