@@ -8,6 +8,7 @@ PROFILE ?= sample
 SOURCE ?=
 PYTHON ?= python3
 TORCH_INDEX ?=
+LAB_OPTIONS ?=
 
 BIN := .venv/bin
 BUILD := $(or $(FASHION_BUILD),build)
@@ -17,12 +18,12 @@ PROFILES := sample $(notdir $(wildcard profiles/*))
 EXECUTED := $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
 BENCHMARKS := $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py))
 EXPERIMENTS := $(wildcard benchmarks/experiments/*.py)
-BOOK := _config.yml _toc.yml index.md glossary.md references.bib
+BOOK := _config.yml _toc.yml index.md introduction.md glossary.md bibliography.md references.bib $(wildcard _static/* vendor/*/*)
 
 export JUPYTER_PREFER_ENV_PATH := 1
 $(if $(word 2,$(BUILD)),$(error FASHION_BUILD must be a path without spaces, found "$(BUILD)"))
 .DELETE_ON_ERROR:
-.PHONY: help report notebooks test lab bench experiments clean check
+.PHONY: help report notebooks test lab student bench experiments clean check
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +43,12 @@ test: .venv/.installed ## ruff, pytest, nbval on every notebook, the published b
 	&& $(MAKE) --no-print-directory report PROFILE=sample SOURCE= \
 	&& $(BIN)/pytest --nbval-lax tests notebooks
 
-lab: .venv/.installed ## open the course in JupyterLab
-	$(BIN)/jupyter lab notebooks
+# LAB_OPTIONS: JupyterLab's own options; on a server: make lab LAB_OPTIONS="--no-browser --ServerApp.port=8890".
+lab: .venv/.installed ## open the course in JupyterLab [LAB_OPTIONS=...]
+	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
+
+student: .venv/.installed ## write the notebooks without solutions, and the test that checks answers
+	@$(BIN)/python -m fashionlib.student
 
 bench: .venv/.installed ## run every benchmark; results go to benchmarks/results
 	@$(if $(BENCHMARKS),,echo "no benchmark yet: a file benchmarks/<name>.py is one")
@@ -80,13 +85,13 @@ $(call executed,01_data_preparation): $(call library,$(DATA) sources decoding du
 $(call executed,02_resnet152): $(call library,$(NETWORK) evaluation plots) $(call executed,01_data_preparation) \
 	benchmarks/results/splits.json
 $(call executed,02b_comparisons): $(call library,$(NETWORK) evaluation baselines plots) $(call executed,02_resnet152)
-$(call executed,03_guided_backprop): $(call library,$(NETWORK) saliency faithfulness plots) $(call executed,02_resnet152)
+$(call executed,03_guided_backprop): $(call library,$(NETWORK) saliency faithfulness panels plots) $(call executed,02_resnet152)
 $(call executed,03b_methods): $(call library,$(NETWORK) saliency faithfulness attribution synthetic plots) fashionlib/drawings.txt \
 	$(call executed,03_guided_backprop)
 $(call executed,04_average_saliency): $(call library,$(NETWORK) evaluation saliency faithfulness faces plots) $(call executed,03_guided_backprop)
-$(call executed,05_dcgan): $(call library,$(NETWORK) adversarial dcgan judging plots) $(call executed,02_resnet152)
+$(call executed,05_dcgan): $(call library,$(NETWORK) adversarial dcgan judging panels plots) $(call executed,02_resnet152)
 $(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $(call executed,02b_comparisons 03b_methods 04_average_saliency 05_dcgan) \
-	benchmarks/results/ablation.json
+	$(addprefix benchmarks/results/,ablation.json small-cpu.json small-224-cpu.json)
 
 # To a temporary name, renamed on success: papermill leaves a newer, broken output where a cell fails.
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml
@@ -98,9 +103,9 @@ $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml
 
 # --- the book ----------------------------------------------------------------------------------------------------------
 
-# Staged at the paths of _toc.yml; html/ is replaced only by a build without a warning.
-$(OUT)/html/index.html: $(EXECUTED) $(BOOK)
-	@rm -rf $(OUT)/book && mkdir -p $(OUT)/book/notebooks
-	@cp $(BOOK) $(OUT)/book && cp $(EXECUTED) $(OUT)/book/notebooks
+# Staged at the paths of _toc.yml, with the pages that tell about this build; html/ is replaced only by a build without
+# a warning.
+$(OUT)/html/index.html: $(EXECUTED) $(BOOK) $(call library,book plots) $(addprefix benchmarks/results/,small-cpu.json small-224-cpu.json)
+	@$(BIN)/python -m fashionlib.book --profile $(PROFILE)
 	$(BIN)/jupyter-book build -W -n --keep-going -q $(OUT)/book
 	@rm -rf $(OUT)/html && mv $(OUT)/book/_build/html $(OUT)/html && touch $@

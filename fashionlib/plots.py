@@ -108,6 +108,48 @@ def source(obj: object) -> object:
     return Code(inspect.getsource(obj), language="python")
 
 
+# --- the landing page -------------------------------------------------------------------------------------------------
+
+
+@styled
+def story(
+    *, catalogue: np.ndarray, chosen: np.ndarray, answer: str, guided: np.ndarray, average: np.ndarray,
+    generated: np.ndarray, accuracy: float, interval: Sequence[float],
+) -> Figure:  # fmt: skip
+    """The course in six panels, one a chapter: nine pictures, one of them and the answer, its map, the average map of
+    its class, nine generated pictures (each uint8 (9, H, W, 3)), and the accuracy with its 95 % interval.
+    """
+    figure, axes = subplots(2, 3, size=(7, 5))
+    panels = {
+        "1 the catalogue": _mosaic(catalogue),
+        f"2 {answer}": chosen,
+        "3 where it looks": np.asarray(guided),
+        "4 on average": np.asarray(average),
+        "5 new products": _mosaic(generated),
+    }
+    for ax, (title, value) in zip(axes.flat, panels.items(), strict=False):
+        ax.imshow(**_shown(value))
+        ax.set_title(title, fontsize=11)
+        ax.set_axis_off()
+    ax = axes[1, 2]
+    low, high = (100 * bound for bound in interval)
+    for row, (name, value, bounds) in enumerate(
+        [("ours", 100 * accuracy, (low, high)), ("the study", 91.75, (91.75, 91.75))]
+    ):
+        ax.errorbar(
+            value, row, xerr=[[value - bounds[0]], [bounds[1] - value]], fmt="os"[row], color=COLOURS[row], capsize=4
+        )
+        ax.text(value, row + 0.18, f"{name} {value:.2f} %", ha="center", fontsize=10)
+    ax.set(ylim=(-0.6, 1.7), yticks=[], xlim=(min(low, 85) - 5, 105), xlabel="right on the test part, %")
+    ax.set_title("6 the study and ours", fontsize=11)
+    return figure
+
+
+def _mosaic(pictures: np.ndarray) -> np.ndarray:
+    """Nine pictures (9, H, W, 3) as one of three rows."""
+    return np.concatenate([np.concatenate(row, axis=1) for row in np.reshape(pictures, (3, 3, *pictures.shape[1:]))])
+
+
 # --- chapter 1: the data ----------------------------------------------------------------------------------------------
 
 
@@ -391,10 +433,12 @@ def animation(snapshots: dict[int, np.ndarray], columns: int = 8) -> object:
     from IPython.display import Image as Shown
     from PIL import Image
 
-    frames = []
-    for pixels in snapshots.values():
-        rows = [np.concatenate(pixels[i : i + columns], axis=1) for i in range(0, len(pixels), columns)]
-        frames.append(Image.fromarray(np.concatenate(rows)).quantize(48))
+    moments = [
+        np.concatenate([np.concatenate(pixels[i : i + columns], axis=1) for i in range(0, len(pixels), columns)])
+        for pixels in snapshots.values()
+    ]
+    palette = Image.fromarray(np.concatenate(moments)).quantize(64)  # one for all: with others the file holds RGB
+    frames = [Image.fromarray(moment).quantize(palette=palette, dither=Image.Dither.NONE) for moment in moments]
     durations = [400] * (len(frames) - 1) + [2000]  # milliseconds
     stream = io.BytesIO()
     frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:], duration=durations, loop=0)

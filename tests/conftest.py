@@ -90,3 +90,22 @@ def write_catalogue(folder: Path, lines: list[str], pictures: dict[int, bytes] |
     for product, data in (pictures or {}).items():
         (folder / "images" / f"{product}.jpg").write_bytes(data)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, started once; pages are opened in it with `browser.open_page`."""
+    from browser import launched_browser  # only where a test asks: Playwright takes half a second to import
+
+    with launched_browser() as launched:
+        yield launched
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The book of the sample profile, as `make test` (or `make report`) has just built it."""
+    html = runtime.build_root() / "sample" / "html"
+    if not (html / "index.html").exists():
+        assert not os.environ.get("CI"), f"{html} is missing: run make report"
+        pytest.skip("no published book: run make report, or make test, which does so")
+    return html

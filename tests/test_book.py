@@ -1,7 +1,6 @@
 """The published book of this build: every page, link, picture and figure is there."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -13,16 +12,6 @@ from test_notebooks import PAGES
 from fashionlib import runtime
 
 BUILD = runtime.build_root()
-
-
-@pytest.fixture(scope="session")
-def site() -> Path:
-    """The book of the sample profile, as `make test` (or `make report`) has just built it."""
-    html = BUILD / "sample" / "html"
-    if not (html / "index.html").exists():
-        assert not os.environ.get("CI"), f"{html} is missing: run make report"
-        pytest.skip("no published book: run make report, or make test, which does so")
-    return html
 
 
 @pytest.fixture(scope="session")

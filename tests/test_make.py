@@ -33,7 +33,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 def test_help_lists_every_target(tmp_path):
     shown = make("help", build=tmp_path).stdout
-    for target in ("report", "test", "lab", "notebooks", "bench", "experiments", "clean"):
+    for target in ("report", "test", "lab", "student", "notebooks", "bench", "experiments", "clean"):
         assert re.search(rf"make {target} ", shown)
 
 

@@ -2,12 +2,14 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fashionlib import artifacts
+from fashionlib import artifacts, notebooks
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -32,7 +34,8 @@ def tags(cell: dict) -> list[str]:
 
 def test_toc_lists_the_chapters_in_order_and_appendices_apart():
     """An appendix has a letter in its number: between the numbered chapters it would shift theirs."""
-    course, appendix = ([page["file"] for page in part["chapters"]] for part in TOC["parts"])
+    start, course, appendix = ([page["file"] for page in part["chapters"]] for part in TOC["parts"])
+    assert start == ["introduction"]
     names = [f"notebooks/{path.stem}" for path in NOTEBOOKS]
     assert course == [name for name in names if re.match(r"notebooks/\d\d_", name)]
     appended = [page for page in appendix if page.startswith("notebooks/")]
@@ -42,16 +45,37 @@ def test_toc_lists_the_chapters_in_order_and_appendices_apart():
 @each_notebook
 def test_clean(path):
     notebook = json.loads(path.read_text())
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert notebooks.cleaned(notebook) == notebook, "run: python -m fashionlib.notebooks notebooks/*.ipynb"
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     for cell in cells_of(path, "code"):
         if "nbval-check-output" in tags(cell):
             assert "keep_output" in tags(cell)
             assert cell["outputs"], f"nbval compares nothing in {cell['id']}"
-            assert cell["execution_count"] == 1
-        else:
-            assert cell["outputs"] == []
-            assert cell["execution_count"] is None
+
+
+def test_cleaning_keeps_what_is_compared_and_nothing_else(tmp_path):
+    printed = {"output_type": "execute_result", "execution_count": 7, "metadata": {}, "data": {"text/plain": ["1"]}}
+    ran = {"cell_type": "code", "execution_count": 7, "source": ["1"], "outputs": [printed]}
+    cells = [
+        ran | {"id": "a", "metadata": {"execution": {"shell.execute_reply": "2026"}, "tags": ["keep_output"]}},
+        ran | {"id": "b", "metadata": {"scrolled": True}},
+        {"cell_type": "markdown", "id": "c", "metadata": {}, "source": ["text"]},
+    ]
+    path = tmp_path / "lesson.ipynb"
+    dirty = {"cells": cells, "metadata": {"kernelspec": {"name": "conda-x"}, "widgets": {}}, "nbformat": 4}
+    path.write_text(json.dumps(dirty))
+    for status in (1, 0):  # the second time there is nothing left to do
+        command = [sys.executable, "-m", "fashionlib.notebooks", path]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == status
+    first, second, third = json.loads(path.read_text())["cells"]
+    assert (first["execution_count"], first["outputs"][0]["execution_count"]) == (1, 1)
+    assert first["metadata"] == {"tags": ["keep_output"]}
+    assert (second["execution_count"], second["outputs"], second["metadata"]) == (None, [], {})
+    assert third == cells[2]
+    assert json.loads(path.read_text())["metadata"] == {
+        "kernelspec": notebooks.KERNEL,
+        "language_info": {"name": "python"},
+    }
 
 
 @each_notebook

@@ -1,0 +1,279 @@
+"""The published book: what of it is known only after the chapters have run.
+
+    python -m fashionlib.book --profile small     # make calls it between the chapters and Jupyter Book
+
+Puts the pages, the executed notebooks and these into `build/<profile>/book`: the landing page's picture, the times of
+the chapters, a page about this very build, and the buttons that lead to where the course is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+
+from fashionlib import artifacts, runtime
+from fashionlib.catalogue import CLASS_NAMES
+
+PAGES = ("_config.yml", "_toc.yml", "index.md", "introduction.md", "glossary.md", "bibliography.md", "references.bib")
+FOLDERS = ("_static", "vendor")
+KEPT_RUNS = ("small-cpu", "small-224-cpu")  # of benchmarks/results: other profiles' times
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "captum", "torchmetrics", "papermill", "jupyter-book")
+
+BUILD_PAGE = """# This build
+
+With what, when and on which data the pages of this book were made.
+
+## The machine and the data
+
+| what | value |
+|---|---|
+{facts}
+
+## Versions
+
+| package | version |
+|---|---|
+{versions}
+
+## Runs
+
+A chapter that did not have to run again keeps the time of its last run.
+
+| chapter | started | took |
+|---|---|--:|
+{times}
+
+## Settings
+
+What was passed to the notebooks. Everything else has the default that stands in them.
+
+| chapter | parameter | value |
+|---|---|---|
+{settings}
+"""
+
+
+def stage(profile: str) -> Path:
+    """Make `build/<profile>/book` from the pages, the executed notebooks and what they have left; returns the folder.
+
+    Raises InputError for a profile whose chapters have not all run.
+    """
+    root, build = runtime.project_root(), runtime.build_root() / profile
+    runs = {path.stem: _run_of(build / "notebooks", path.stem, profile) for path in _chapters(root)}
+    book = build / "book"
+    shutil.rmtree(book, ignore_errors=True)
+    (book / "notebooks").mkdir(parents=True)
+    for page in PAGES:
+        shutil.copy(root / page, book)
+    for folder in FOLDERS:
+        shutil.copytree(root / folder, book / folder)
+    for chapter in runs:
+        notebook = json.loads((build / "notebooks" / f"{chapter}.ipynb").read_text())
+        _make_lighter(notebook)
+        (book / "notebooks" / f"{chapter}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False))
+    (book / "overview.md").write_text(_overview(profile, book / "overview.png"))
+    (book / "times.md").write_text(_times(profile, runs))
+    (book / "this_build.md").write_text(_this_build(profile, runs))
+    _add_buttons(book / "_config.yml", _repository(root))
+    return book
+
+
+def _chapters(root: Path) -> list[Path]:
+    return sorted((root / "notebooks").glob("*.ipynb"))
+
+
+def _run_of(folder: Path, chapter: str, profile: str) -> dict:
+    """What papermill wrote into an executed notebook: start_time, duration in seconds, parameters."""
+    path = folder / f"{chapter}.ipynb"
+    if not path.exists():
+        raise runtime.InputError(f"the book needs every chapter, {path} is missing: make report PROFILE={profile}")
+    return json.loads(path.read_text())["metadata"]["papermill"]
+
+
+def _make_lighter(notebook: dict) -> None:
+    """Large pictures get 256 colours, a third of the bytes: a page has to stay below 2 MB."""
+    from PIL import Image
+
+    for cell in notebook["cells"]:
+        for data in (output["data"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})):
+            encoded = base64.b64decode(data["image/png"])
+            picture = Image.open(io.BytesIO(encoded))
+            if len(encoded) > 200_000 and getattr(picture, "n_frames", 1) == 1:
+                stream = io.BytesIO()
+                picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+                data["image/png"] = base64.b64encode(stream.getvalue()).decode()
+
+
+# --- the landing page -------------------------------------------------------------------------------------------------
+
+
+def _overview(profile: str, path: Path) -> str:
+    """Draw the landing page's picture into `path`, and return the lines that show it, with what is on it in words."""
+    import torch
+
+    from fashionlib import classifier, dcgan, images, plots, saliency
+
+    prepared = images.load(artifacts.require(profile, "prepared"))
+    model, settings = classifier.load(artifacts.require(profile, "classifier.safetensors").parent, "cpu")
+    test = prepared.subset("test", settings["size"])
+    few = images.ImageSet(test.images, test.rows[:120], test.labels[:120])
+    pixels = torch.cat([batch for batch, _ in images.batches(few, batch_size=30)])
+    with torch.no_grad():
+        chances = torch.cat([model(part) for part in pixels.split(30)]).softmax(1)
+    classes, labels = chances.argmax(1), torch.from_numpy(few.labels)
+    chosen = int((chances.amax(1) * (classes == labels) * ((classes == 2) | (classes == 3))).argmax())  # clothes, right
+    maps = saliency.magnitude(saliency.in_batches(saliency.guided_backprop, model, pixels, classes, 30))
+    maps /= maps.mean((1, 2), keepdim=True).clamp_min(1e-12)
+    label = min(int(name.stem.split("_")[1]) for name in artifacts.folder(profile).glob("dcgan_?.safetensors"))
+    generator, _ = dcgan.load(artifacts.folder(profile) / f"dcgan_{label}.safetensors", "cpu")
+    network = artifacts.read_metrics(profile, "classifier")["classifier"]
+    answer = f"{CLASS_NAMES[classes[chosen]]}, {100 * chances[chosen].max():.0f} %"
+    plots.story(
+        catalogue=few.images[few.rows[:9]], chosen=few.images[few.rows[chosen]], answer=answer, guided=maps[chosen],
+        average=maps[classes == classes[chosen]].mean(0), generated=dcgan.sample(generator, dcgan.noise(9, seed=1)),
+        accuracy=network["accuracy"]["test"], interval=network["test_accuracy_ci95"],
+    ).savefig(path, dpi=130)  # fmt: skip
+    alt = (
+        f"Six panels, one a chapter: nine products of the catalogue; one of them, taken by the network for {answer}; "
+        f"its guided backpropagation map; the average map of its class; nine generated pictures of the class "
+        f"{CLASS_NAMES[label]}; and the test accuracy, {100 * network['accuracy']['test']:.1f} percent, "
+        f"beside the study's 91.75."
+    )
+    options = f":name: fig-overview\n:alt: {alt}"
+    return f"```{{figure}} overview.png\n{options}\n\nThe course in one picture, made by this build.\n```\n"
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+
+def _times(profile: str, runs: dict[str, dict]) -> str:
+    """A table: seconds or minutes of every chapter in this build and in the runs that the project has kept."""
+    columns = {f"`{profile}`, this build": {chapter: run["duration"] for chapter, run in runs.items()}}
+    where = {f"`{profile}`, this build": runtime.describe_machine()["machine"]}
+    for name in KEPT_RUNS:
+        if (runtime.project_root() / "benchmarks" / "results" / f"{name}.json").exists():
+            kept = artifacts.measured(name)
+            title = f"`{kept['run']['profile']}`, {kept['run']['date']}"
+            columns[title], where[title] = kept["run"]["chapter_seconds"], kept["classifier"]["machine"]
+    lines = [f"| chapter | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
+    for chapter in runs:
+        cells = [_duration(seconds[chapter]) if chapter in seconds else "not run" for seconds in columns.values()]
+        lines.append(f"| {{doc}}`notebooks/{chapter}` | {' | '.join(cells)} |")
+    lines.append(f"| all | {' | '.join(_duration(sum(seconds.values())) for seconds in columns.values())} |")
+    lines.append(f"| on | {' | '.join(_machine(machine) for machine in where.values())} |")
+    return "\n".join(lines) + "\n"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _machine(machine: dict) -> str:
+    return machine["gpu"] or f"{machine['cores']} cores, {machine['cpu']}"
+
+
+# --- this very build --------------------------------------------------------------------------------------------------
+
+
+def _this_build(profile: str, runs: dict[str, dict]) -> str:
+    """The page that says with what, when and on which data these pages were made."""
+    build = runtime.build_root() / profile
+    manifest = json.loads((artifacts.require(profile, "prepared") / "manifest.json").read_text())
+    network = artifacts.read_metrics(profile, "classifier")["classifier"]
+    machine = runtime.describe_machine()["machine"]
+    facts = {
+        "profile": f"`{profile}`",
+        "rendered": f"{datetime.now():%Y-%m-%d}, commit {_commit(runtime.project_root())}",
+        "processor": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
+        "GPU": machine["gpu"] or "none",
+        "operating system": platform.system(),
+        "precision of the classifier": network["precision_mode"],
+        "data": f"{manifest['settings']['source']}, fingerprint `{manifest['settings']['source_fingerprint'][:16]}`",
+        "prepared as": ", ".join(manifest["settings"]["sizes"]) + f", {manifest['settings']['fit']}",
+        "weights to start from": network["weights"],
+    }
+    versions = {"Python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    times = [
+        f"| {{doc}}`notebooks/{chapter}` | {run['start_time'][:16]} UTC | {_duration(run['duration'])} |"
+        for chapter, run in runs.items()
+    ]
+    return BUILD_PAGE.format(
+        facts="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
+        versions="\n".join(f"| {name} | {value} |" for name, value in versions.items()),
+        times="\n".join(times),
+        settings="\n".join(_settings(build / "parameters", runs)),
+    )
+
+
+def _settings(folder: Path, runs: dict[str, dict]) -> list[str]:
+    """Rows of parameters that were passed to the notebooks. A path is shown by its last part: no machine's folders."""
+    rows = []
+    for chapter in runs:
+        text = re.sub(r"^#.*\n", "", (folder / f"{chapter}.yml").read_text(), flags=re.MULTILINE)
+        for name, value in json.loads(text).items():
+            if name == "run":
+                continue
+            shown = Path(value).name if isinstance(value, str) and os.sep in value else value
+            rows.append(f"| {chapter} | `{name}` | {shown} |")
+    return rows
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        result = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return result.stdout.strip()
+
+
+def _commit(root: Path) -> str:
+    if not (commit := _git(root, "rev-parse", "--short", "HEAD")):
+        return "unknown (no git repository)"
+    return f"`{commit}`" + (" with changes" if _git(root, "status", "--porcelain") else "")
+
+
+# --- buttons ----------------------------------------------------------------------------------------------------------
+
+
+def _repository(root: Path) -> str:
+    """Address of the git remote `origin` as a web page, where it is one that Binder can build; else ''."""
+    remote = _git(root, "remote", "get-url", "origin")
+    found = re.fullmatch(r"(?:https://|git@)(github\.com|gitlab\.com)[:/](.+?)/(.+?)(?:\.git)?/?", remote)
+    return "https://{}/{}/{}".format(*found.groups()) if found else ""
+
+
+def _add_buttons(config: Path, repository: str) -> None:
+    """Buttons to the repository and to Binder, only where they lead somewhere."""
+    import yaml
+
+    if not repository:
+        return
+    settings = yaml.safe_load(config.read_text())
+    settings["repository"] = {"url": repository, "branch": "main"}
+    settings["launch_buttons"]["binderhub_url"] = "https://mybinder.org"
+    settings["html"] |= {"use_repository_button": True, "use_issues_button": True}
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fashionlib.book", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", required=True)
+    try:
+        stage(parser.parse_args().profile)
+    except runtime.InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
