@@ -27,6 +27,19 @@ from fashionlib import artifacts, images, runtime
 
 ROOT = runtime.project_root()
 sys.path.insert(0, str(ROOT / "tests"))
+README = {  # the ratios that the README shows: what is compared
+    "prepare_vs_notebook_loop": "preparing large JPEGs: the usual notebook loop",
+    "prepare_vs_best_peer": "preparing large JPEGs: the best of multiprocessing, pyvips and OpenCV",
+    "batches_vs_dataloader_64": "batches of 64x64: ImageFolder and DataLoader",
+    "batches_vs_dataloader_224": "batches of 224x224: ImageFolder and DataLoader",
+    "train_vs_reference_resnet18": "training ResNet18: torchvision's reference loop",
+    "train_vs_reference_resnet152": "training ResNet152: torchvision's reference loop",
+    "guided_vs_captum_resnet18": "guided backpropagation, ResNet18: Captum, batched",
+    "guided_vs_captum_resnet152": "guided backpropagation, ResNet152: Captum, batched",
+    "guided_bf16_vs_captum_resnet18": "the same in bfloat16, ResNet18: Captum, batched",
+    "gan_vs_example": "DCGAN: PyTorch's example loop",
+    "gan_vs_example_in_memory": "DCGAN: the same loop with its pictures in memory",
+}
 
 
 def in_turn(candidates: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
@@ -92,9 +105,25 @@ def save(name: str, rows: list[dict], ratios: dict[str, float], packages: tuple[
     content = {"date": date.today().isoformat(), "commit": commit.strip(), **machine, "rows": rows, "ratios": ratios}
     artifacts.write_json(ROOT / "benchmarks" / "results" / f"{name}.json", content | more)
     print(table(content))
-    page = ROOT / "benchmarks" / "README.md"
+    put(ROOT / "benchmarks" / "README.md", name, table(content))
+    put(ROOT / "README.md", "ratios", overview())
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Replace what stands in a page between two lines `<!-- name -->`."""
     before, after = page.read_text().split(f"<!-- {name} -->\n")[::2]
-    page.write_text(f"{before}<!-- {name} -->\n{table(content)}<!-- {name} -->\n{after}")
+    page.write_text(f"{before}<!-- {name} -->\n{text}<!-- {name} -->\n{after}")
+
+
+def overview() -> str:
+    """The README's table: one line a ratio, from all results."""
+    lines = ["| ours against | times as fast | measured |", "|---|--:|---|"]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        content = json.loads(path.read_text())
+        for name, value in content.get("ratios", {}).items():
+            if name in README:
+                lines.append(f"| {README[name]} | {value} | {content['date']}, {path.stem}.py |")
+    return "\n".join(lines) + "\n"
 
 
 def table(content: dict) -> str:

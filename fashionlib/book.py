@@ -102,9 +102,10 @@ def _run_of(folder: Path, chapter: str, profile: str) -> dict:
 
 
 def _make_lighter(notebook: dict) -> None:
-    """Large pictures get 256 colours, a third of the bytes: a page has to stay below 2 MB."""
+    """Keep a page below 2 MB: no state of widgets, and large pictures in 256 colours, a third of the bytes."""
     from PIL import Image
 
+    notebook["metadata"].pop("widgets", None)  # controls need a kernel, which no page has
     for cell in notebook["cells"]:
         for data in (output["data"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})):
             encoded = base64.b64decode(data["image/png"])

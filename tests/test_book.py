@@ -27,8 +27,29 @@ def test_every_local_link_and_picture_exists(site, pages):
         for target in filter(None, targets):
             if re.match(r"^(https?:|mailto:|data:|#|javascript:)", target):
                 continue
-            path = (site / page).parent / target.split("#")[0].split("?")[0]
+            path = ((site / page).parent / target.split("#")[0].split("?")[0]).resolve()
             assert path.exists(), f"{page} refers to {target}"
+
+
+def test_every_link_to_a_place_on_a_page_leads_there(site, pages):
+    places = {
+        (site / f"{page}.html").resolve(): {tag["id"] for tag in soup.find_all(id=True)} for page, soup in pages.items()
+    }
+    for page, soup in pages.items():
+        here = (site / f"{page}.html").resolve()
+        for target in (tag["href"] for tag in soup.find("main").find_all("a", href=True)):
+            if re.match(r"^(https?:|mailto:)", target) or not target.partition("#")[2]:
+                continue
+            file, _, place = target.partition("#")
+            path = (here.parent / file).resolve() if file else here
+            assert place in places.get(path, {place}), f"{page} refers to {target}"
+
+
+def test_a_page_with_its_pictures_stays_below_2_megabytes(site, pages):
+    for page, soup in pages.items():
+        path = site / f"{page}.html"
+        pictures = {(path.parent / tag["src"]).resolve() for tag in soup.find_all("img")}
+        assert sum(file.stat().st_size for file in (path, *pictures)) < 2_000_000, page
 
 
 def test_every_figure_is_published_with_a_number_and_alt_text(pages):

@@ -147,16 +147,17 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
 
 @contextlib.contextmanager
 def opened_notebook(browser, lab: Lab, name: str) -> Iterator[Opened]:
-    """The notebook on the screen, its kernel waiting; the kernel ends with it, for the memory that it takes."""
-    with open_page(browser, viewport={"width": 1400, "height": 1000}) as opened:
-        opened.page.goto(f"{lab.address}/lab/tree/{name}?token={lab.token}")
-        shown = f"window.jupyterapp && {NOTEBOOK}?.context?.path === '{name}'"
-        opened.page.wait_for_function(f"{shown} && {IDLE}", timeout=3 * MINUTE)
-        try:
+    """The notebook alone on the screen, its kernel waiting; the kernel ends with it, for the memory that it takes."""
+    try:
+        with open_page(browser, viewport={"width": 1400, "height": 1000}) as opened:
+            # reset: JupyterLab opens what was open before, and starts its kernels
+            opened.page.goto(f"{lab.address}/lab/tree/{name}?token={lab.token}&reset")
+            shown = f"window.jupyterapp && {NOTEBOOK}?.context?.path === '{name}'"
+            opened.page.wait_for_function(f"{shown} && {IDLE}", timeout=3 * MINUTE)
             yield opened
-        finally:
-            for session in json.loads(lab.ask("api/sessions")):
-                lab.ask(f"api/sessions/{session['id']}", "DELETE")
+    finally:
+        for session in json.loads(lab.ask("api/sessions")):
+            lab.ask(f"api/sessions/{session['id']}", "DELETE")
 
 
 def start_all_cells(page: Page) -> None:

@@ -86,6 +86,14 @@ def test_the_page_of_the_benchmarks_shows_the_results(name, monkeypatch):
     assert section == measuring.table(content)
 
 
+def test_the_readme_shows_the_ratios(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import measuring
+
+    assert (ROOT / "README.md").read_text().split("<!-- ratios -->\n")[1] == measuring.overview()
+    assert set(measuring.README) <= {name for names in RATIOS.values() for name in names}
+
+
 def test_every_result_has_a_page():
     results = {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     assert results == {*RATIOS, "small-cpu", "small-224-cpu"}

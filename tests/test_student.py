@@ -149,7 +149,7 @@ def fill(path: Path, replace: dict[str, str]) -> None:
 def check(folder: Path) -> dict[str, str]:
     """Run the supplied test as a student does, from another folder: {exercise: "passed" or the message}."""
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "--color=no", str(folder)]
-    environment = os.environ | {"COLUMNS": "500"}
+    environment = os.environ | {"COLUMNS": "500", "FASHION_BUILD": str(folder.parent)}
     done = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, check=False)
     lines = re.findall(
         r"^(PASSED|FAILED|ERROR) \S*test_exercise\[(\S+)\](?: - (.*))?$", done.stdout, flags=re.MULTILINE
@@ -183,11 +183,53 @@ def test_the_supplied_test_judges_each_answer_by_itself(tmp_path):
     assert {name for name in tree(notebook.parent.parent) if "__pycache__" not in name} == before.keys()
 
 
-def test_the_supplied_test_says_where_a_chapter_stops(tmp_path):
+def test_every_kind_of_answer_is_compared(tmp_path):
+    """Of each kind one right answer, then one wrong one."""
+    kinds = {
+        "str(numbers)": ("str(numbers)", "'numbers'"),
+        "len(numbers) == 3": ("np.array(numbers).size == 3", "False"),
+        "[*numbers, float('nan')]": ("np.array([1, 2, 3, np.nan])", "(1, 2, 3)"),
+        "{'mean': sum(numbers) / 3, 'none': 0.0}": (
+            "{'mean': np.mean(numbers), 'none': 1e-9}",
+            "{'mean': 2.1, 'none': 0}",
+        ),
+    }
+    solutions = [f"answer_9_{i} = {right}  # what it is" for i, right in enumerate([*kinds, *kinds], start=1)]
+    notebook = write_toy(tmp_path, *solutions)
+    good, bad = zip(*kinds.values(), strict=True)
+    answers = {f"answer_9_{i}": f"answer_9_{i} = {code}" for i, code in enumerate([*good, *bad], start=1)}
+    fill(notebook, answers | {"numbers": "import numpy as np\nnumbers = [1.0, 2.0, 3.0]"})
+    outcome = list(check(notebook.parent.parent).values())
+    assert outcome[:4] == ["passed"] * 4
+    assert all("not right yet" in message for message in outcome[4:])
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("numbers = missing", "stops before its exercises, NameError: name 'missing' is not defined"),
+        ("import os; os._exit(1)", "was not run to its end: Kernel died"),
+    ],
+    ids=["error", "death"],
+)
+def test_the_supplied_test_says_where_a_chapter_stops(tmp_path, code, message):
     notebook = write_toy(tmp_path, "answer_9_1 = sum(numbers)  # sum of the numbers")
-    fill(notebook, {"numbers": "numbers = missing", "answer_9_1": "answer_9_1 = 6"})
-    message = "09_toy stops before its exercises, NameError: name 'missing' is not defined"
-    assert check(notebook.parent.parent) == {"9.1": f"Failed: answer_9_1: {message}"}
+    fill(notebook, {"numbers": code, "answer_9_1": "answer_9_1 = 6"})
+    assert check(notebook.parent.parent) == {"9.1": f"Failed: answer_9_1: 09_toy {message}"}
+
+
+def test_a_check_keeps_what_later_chapters_have_added_to_the_metrics(tmp_path):
+    notebook = write_toy(tmp_path, "answer_9_1 = sum(numbers)  # sum of the numbers")
+    metrics = tmp_path / "sample" / "artifacts" / "metrics.json"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text(json.dumps({"toy": {"sum": 5, "face": 1, "methods": {"later": 2}}, "summary": {"n": 3}}))
+    code = (
+        "from fashionlib import artifacts; artifacts.update_metrics('sample', 'toy', {'sum': 6, 'methods': {'now': 4}})"
+    )
+    fill(notebook, {"numbers": f"{code}\nnumbers = [6]", "answer_9_1": "answer_9_1 = 6"})
+    assert check(notebook.parent.parent) == {"9.1": "passed"}
+    toy = {"sum": 6, "face": 1, "methods": {"later": 2, "now": 4}}
+    assert json.loads(metrics.read_text()) == {"toy": toy, "summary": {"n": 3}}
 
 
 def test_unanswered_exercises_run_nothing(tmp_path):
