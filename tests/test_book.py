@@ -71,6 +71,60 @@ def test_no_glued_value_is_missing_and_no_cell_failed(pages):
         assert not re.search(r"\{(glue|term|doc|numref|footcite)\S*\}`", text), page
 
 
+QUOTED = {  # glued name: where the same value stands in metrics.json; a last number is what it is multiplied with
+    "data_rows": ("data", "rows"),
+    "data_malformed": ("data", "malformed_rows"),
+    "data_files": ("data", "images"),
+    "data_duplicate_groups": ("data", "duplicate_groups"),
+    "data_products": ("data", "products"),
+    "cls_parameters": ("classifier", "parameters"),
+    "cls_test": ("classifier", "accuracy", "test", 100),
+    "cls_low": ("classifier", "test_accuracy_ci95", 0, 100),
+    "cls_high": ("classifier", "test_accuracy_ci95", 1, 100),
+    "cls_f1": ("classifier", "macro_f1", 100),
+    "cls_ece": ("classifier", "expected_calibration_error"),
+    "cls_p": ("classifier", "recall_equality_p"),
+    "cls_speed": ("classifier", "images_per_second"),
+    "sal_edges": ("guided_backprop", "edge_similarity"),
+    "sal_head": ("guided_backprop", "head_randomization_similarity"),
+    "sal_randomization": ("guided_backprop", "randomization_similarity"),
+    "sal_second": ("guided_backprop", "second_class_similarity"),
+    "avg_pictures": ("average_saliency", "images"),
+    "avg_edges": ("average_saliency", "edge_similarity"),
+    "avg_random": ("average_saliency", "random_network_similarity"),
+    "avg_shuffled": ("average_saliency", "shuffled_similarity"),
+    "sum_products": ("data", "products"),
+    "sum_accuracy": ("classifier", "accuracy", "test", 100),
+    "sum_gender_errors": ("classifier", "gender_errors"),
+}
+
+
+def glued_values(folder: Path) -> dict[str, float]:
+    """Every number that the executed chapters put into their prose."""
+    outputs = [
+        output
+        for path in folder.glob("*.ipynb")
+        for cell in json.loads(path.read_text())["cells"]
+        for output in cell.get("outputs", [])
+        if "scrapbook" in output.get("metadata", {})
+    ]
+    texts = {
+        output["metadata"]["scrapbook"]["name"]: output["data"]["application/papermill.record/text/plain"]
+        for output in outputs
+    }
+    return {name: float(text) for name, text in texts.items() if re.fullmatch(r"-?[\d.]+(e-?\d+)?", text)}
+
+
+def test_the_prose_agrees_with_the_metrics(site):
+    metrics = json.loads((site.parent / "artifacts" / "metrics.json").read_text())
+    glued = glued_values(site.parent / "notebooks")
+    for name, keys in QUOTED.items():
+        value = metrics
+        for key in keys:
+            value = value[key] if isinstance(value, dict | list) else value * key
+        assert glued[name] == pytest.approx(value, rel=1e-9), name
+
+
 def test_no_chapter_printed_a_warning(site):
     """The page hides stderr, where progress bars are; a warning must not hide with them."""
     for path in sorted((site.parent / "notebooks").glob("*.ipynb")):

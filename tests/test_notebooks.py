@@ -134,6 +134,18 @@ def test_terms_and_citations_are_known(path):
         assert set(cited.split(",")) <= keys
 
 
+# The study's accuracies and split, the level of every interval, and three round figures of examples.
+TYPED = {"93.26", "91.26", "91.75", "75", "10", "15", "95", "90", "92", "0.3"}
+
+
+@each_notebook
+def test_no_result_is_typed(path):
+    """A share or a difference in the prose is glued, the study's own, or part of a worked example."""
+    prose = re.sub(r"\{[a-z:]+\}`[^`]*`|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$", "", text_of(path), flags=re.DOTALL)
+    typed = set(re.findall(r"(\d[\d.,]*) ?(?:%|percent|points?\b)", prose))
+    assert typed - TYPED <= {"1,024"}, "glue it"  # points that an exercise draws
+
+
 @each_notebook
 def test_figures_have_caption_name_and_alt_text(path):
     for cell in cells_of(path, "code"):

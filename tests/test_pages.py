@@ -1,0 +1,79 @@
+"""The pages that tell about their own build: light pictures, buttons that lead somewhere, times, one clear line."""
+
+import base64
+import io
+import json
+import subprocess
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fashionlib import book, runtime
+
+
+def notebook_of(pictures: list[bytes]) -> dict:
+    outputs = [
+        {"output_type": "display_data", "data": {"image/png": base64.b64encode(one).decode()}} for one in pictures
+    ]
+    return {"cells": [{"cell_type": "code", "outputs": outputs}], "metadata": {"widgets": {"state": {}}}}
+
+
+def noise(side: int) -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_only_the_largest_pictures_of_a_heavy_page_lose_colours():
+    small, large = noise(100), noise(760)  # 30 KB, 1.7 MB
+    notebook = notebook_of([small, large])
+    book._make_lighter(notebook)
+    after = [base64.b64decode(output["data"]["image/png"]) for output in notebook["cells"][0]["outputs"]]
+    assert after[0] == small
+    assert len(after[1]) < book.PICTURE_BYTES
+    assert len(Image.open(io.BytesIO(after[1])).convert("RGB").getcolors()) <= 256
+    assert "widgets" not in notebook["metadata"]
+
+
+def test_a_light_page_stays_as_it_is():
+    notebook = notebook_of([noise(100)])
+    before = json.dumps(notebook["cells"])
+    book._make_lighter(notebook)
+    assert json.dumps(notebook["cells"]) == before
+
+
+@pytest.mark.parametrize(
+    ("remote", "repository"),
+    [
+        ("https://github.com/someone/fashion.git", "https://github.com/someone/fashion"),
+        ("git@github.com:someone/fashion.git", "https://github.com/someone/fashion"),
+        ("https://gitlab.com/group/fashion", "https://gitlab.com/group/fashion"),
+        ("/srv/git/fashion", ""),
+        ("", ""),
+    ],
+)
+def test_buttons_lead_to_the_git_remote_or_are_not_there(tmp_path, remote, repository):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    if remote:
+        subprocess.run(["git", "-C", tmp_path, "remote", "add", "origin", remote], check=True)
+    assert book._repository(tmp_path) == repository
+    config = tmp_path / "_config.yml"
+    config.write_text((runtime.project_root() / "_config.yml").read_text())
+    book._add_buttons(config, repository)
+    settings = yaml.safe_load(config.read_text())
+    assert settings.get("repository", {}).get("url", "") == repository
+    assert ("binderhub_url" in settings["launch_buttons"]) == bool(repository)
+
+
+def test_a_duration_reads_as_people_say_it():
+    assert [book._duration(seconds) for seconds in (4.4, 99, 130, 2121)] == ["4 s", "99 s", "2 min", "35 min"]
+
+
+def test_a_book_without_its_chapters_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASHION_BUILD", str(tmp_path))
+    with pytest.raises(runtime.InputError, match=r"01_data_preparation.ipynb is missing: make report PROFILE=small"):
+        book.stage("small")
+    assert not (tmp_path / "small" / "book").exists()
