@@ -114,10 +114,10 @@ def source(obj: object) -> object:
 @styled
 def story(
     *, catalogue: np.ndarray, chosen: np.ndarray, answer: str, guided: np.ndarray, average: np.ndarray,
-    generated: np.ndarray, accuracy: float, interval: Sequence[float],
+    generated: np.ndarray, accuracies: dict[str, Sequence[float]],
 ) -> Figure:  # fmt: skip
     """The course in six panels, one a chapter: nine pictures, one of them and the answer, its map, the average map of
-    its class, nine generated pictures (each uint8 (9, H, W, 3)), and the accuracy with its 95 % interval.
+    its class, nine generated pictures (each uint8 (9, H, W, 3)), and accuracies as (value, low, high) from 0 to 1.
     """
     figure, axes = subplots(2, 3, size=(7, 5))
     panels = {
@@ -132,15 +132,18 @@ def story(
         ax.set_title(title, fontsize=11)
         ax.set_axis_off()
     ax = axes[1, 2]
-    low, high = (100 * bound for bound in interval)
-    for row, (name, value, bounds) in enumerate(
-        [("ours", 100 * accuracy, (low, high)), ("the study", 91.75, (91.75, 91.75))]
-    ):
-        ax.errorbar(
-            value, row, xerr=[[value - bounds[0]], [bounds[1] - value]], fmt="os"[row], color=COLOURS[row], capsize=4
-        )
-        ax.text(value, row + 0.18, f"{name} {value:.2f} %", ha="center", fontsize=10)
-    ax.set(ylim=(-0.6, 1.7), yticks=[], xlim=(min(low, 85) - 5, 105), xlabel="right on the test part, %")
+    for row, (name, values) in enumerate(reversed(accuracies.items())):
+        value, low, high = (100 * each for each in values)
+        colour = COLOURS[len(accuracies) - 1 - row]
+        ax.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=4)
+        ax.text(101, row + 0.16, f"{name} {value:.2f}", ha="right", fontsize=9)
+    least = 100 * min(low for _, low, _ in accuracies.values())
+    ax.set(
+        ylim=(-0.5, len(accuracies) - 0.3),
+        yticks=[],
+        xlim=(min(least, 85) - 3, 102),
+        xlabel="right on the test part, %",
+    )
     ax.set_title("6 the study and ours", fontsize=11)
     return figure
 

@@ -28,7 +28,7 @@ from playwright.sync_api import Page, TimeoutError, expect
 from test_notebooks import NOTEBOOKS, each_notebook
 
 ROOT = Path(__file__).parents[1]
-MINUTE = 60_000  # ms; a chapter takes about one on two idle cores
+MINUTE = 60_000  # ms; a chapter takes about one on two idle cores, and ten were seen beside two trainings
 OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PROFILE", "SOURCE", "LAB_OPTIONS")
 NOTEBOOK = "window.jupyterapp.shell.currentWidget"  # in the browser
 IDLE = f"{NOTEBOOK}.sessionContext.session?.kernel?.status === 'idle'"
@@ -135,8 +135,11 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
     home = tmp_path_factory.mktemp("lab")
     lab = new_lab(home / "notebooks")
     shutil.copytree(ROOT / "notebooks", lab.folder, ignore=shutil.ignore_patterns(".*"))
+    notification = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    notification.parent.mkdir(parents=True)
+    notification.write_text('{"fetchNews": "false"}')  # else it asks whether it may
     command = [sys.executable, "-m", "jupyterlab", str(lab.folder), *options(lab)]
-    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", "--LabApp.extension_manager=readonly"]
+    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
     command += ["--allow-root"] if os.geteuid() == 0 else []
     with served(command, lab, home) as running:
         yield running
@@ -172,7 +175,7 @@ def code_cells(page: Page) -> dict[int, dict]:
     return {position: cell for position, cell in enumerate(cells) if cell["cell_type"] == "code"}
 
 
-def wait_until_idle(page: Page, timeout: float = 10 * MINUTE) -> dict[int, dict]:
+def wait_until_idle(page: Page, timeout: float = 20 * MINUTE) -> dict[int, dict]:
     try:
         page.wait_for_function(f"window.ran && {IDLE}", timeout=timeout, polling=200)
     except TimeoutError:
@@ -263,3 +266,18 @@ def test_make_lab_serves_the_chapters(tmp_path):
     assert sorted(listed) == [path.name for path in NOTEBOOKS]
     with pytest.raises(urllib.error.URLError):
         lab.ask("api/status")
+
+
+def test_what_a_page_asks_of_other_machines_and_its_errors_are_found(browser, tmp_path):
+    """The tests above, and those of the published book, rely on the two lists."""
+    address = tmp_path / "page.html"
+    address.write_text("""<img src="http://example.org/picture.png"><script>
+        new WebSocket("ws://example.org/socket").onclose = () => { document.title = "closed"; };
+        console.error("complaint");
+        throw new Error("broken");
+    </script>""")
+    with open_page(browser) as (page, outside, errors):
+        page.goto(address.as_uri())
+        expect(page).to_have_title("closed")
+    assert sorted(outside) == ["http://example.org/picture.png", "ws://example.org/socket"]
+    assert {"complaint", "broken"} <= set(errors)
