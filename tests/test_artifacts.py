@@ -73,6 +73,15 @@ def test_metrics_of_other_types_are_refused():
         artifacts.update_metrics("sample", "data", {"folder": runtime.project_root()})
 
 
+def test_what_a_later_chapter_adds_is_missing_after_the_first_one_ran_again():
+    artifacts.update_metrics("sample", "guided_backprop", {"images": 1})
+    artifacts.update_metrics("sample", "guided_backprop", {"verdict_known": "x", "face_reason": ""}, extend=True)
+    artifacts.read_metrics("sample", *artifacts.ADDED_METRICS)
+    artifacts.update_metrics("sample", "guided_backprop", {"images": 1})
+    with pytest.raises(InputError, match=r"'guided_backprop.verdict_known' .* chapter 03b_methods makes it"):
+        artifacts.read_metrics("sample", *artifacts.ADDED_METRICS)
+
+
 def test_missing_results_name_chapter_and_command():
     with pytest.raises(InputError, match=r"'classifier'.*chapter 02_resnet152 makes it.*notebooks/02_resnet152\.ipynb"):
         artifacts.read_metrics("sample", "classifier")
