@@ -18,6 +18,7 @@ PROFILES := sample $(notdir $(wildcard profiles/*))
 EXECUTED := $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
 BENCHMARKS := $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py))
 EXPERIMENTS := $(wildcard benchmarks/experiments/*.py)
+KEPT := benchmarks/results/small-cpu.json benchmarks/results/small-224-cpu.json
 BOOK := _config.yml _toc.yml index.md introduction.md glossary.md bibliography.md references.bib $(wildcard _static/* vendor/*/*)
 
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -91,7 +92,7 @@ $(call executed,03b_methods): $(call library,$(NETWORK) saliency faithfulness at
 $(call executed,04_average_saliency): $(call library,$(NETWORK) evaluation saliency faithfulness faces plots) $(call executed,03_guided_backprop)
 $(call executed,05_dcgan): $(call library,$(NETWORK) adversarial dcgan judging panels plots) $(call executed,02_resnet152)
 $(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $(call executed,02b_comparisons 03b_methods 04_average_saliency 05_dcgan) \
-	$(addprefix benchmarks/results/,ablation.json small-cpu.json small-224-cpu.json)
+	benchmarks/results/ablation.json $(KEPT)
 
 # To a temporary name, renamed on success: papermill leaves a newer, broken output where a cell fails.
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml
@@ -105,7 +106,7 @@ $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml
 
 # Staged at the paths of _toc.yml, with the pages that tell about this build; html/ is replaced only by a build without
 # a warning.
-$(OUT)/html/index.html: $(EXECUTED) $(BOOK) $(call library,book plots) $(addprefix benchmarks/results/,small-cpu.json small-224-cpu.json)
+$(OUT)/html/index.html: $(EXECUTED) $(BOOK) $(call library,book plots) $(KEPT)
 	@$(BIN)/python -m fashionlib.book --profile $(PROFILE)
 	$(BIN)/jupyter-book build -W -n --keep-going -q $(OUT)/book
 	@rm -rf $(OUT)/html && mv $(OUT)/book/_build/html $(OUT)/html && touch $@

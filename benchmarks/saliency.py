@@ -2,8 +2,7 @@
 
 Ours (BatchNorm folded into the convolutions) against Captum's, in batches and one picture at a time, and against the
 limit: one forward and one backward pass to the pixels of the untouched network. Same network, pictures, batch and
-targets, 224x224. Also: what bfloat16 costs
-in exactness, and what averaging costs on top of the maps.
+targets, 224x224. Also: what bfloat16 costs in exactness, and what averaging costs on top of the maps.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def read_metrics(run: str, *chapters: str) -> dict:
     for name in chapters:
         chapter, _, added = name.partition(".")
         if chapter not in metrics or (added and added not in metrics[chapter]):
-            makes = METRICS_OF[chapter] if chapter not in metrics else ADDED_METRICS[name]
-            raise InputError(_missing(f"the entry {name!r} in metrics.json", run, makes))
+            makes = METRICS_OF | ADDED_METRICS
+            raise InputError(_missing(f"the entry {name!r} in metrics.json", run, makes[name]))
     return metrics
 
 

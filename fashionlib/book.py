@@ -71,7 +71,9 @@ def stage(profile: str) -> Path:
     Raises InputError for a profile whose chapters have not all run.
     """
     root, build = runtime.project_root(), runtime.build_root() / profile
-    runs = {path.stem: _run_of(build / "notebooks", path.stem, profile) for path in _chapters(root)}
+    sources = sorted((root / "notebooks").glob("*.ipynb"))
+    notebooks = {path.stem: _executed(build / "notebooks" / path.name, profile) for path in sources}
+    runs = {chapter: notebook["metadata"]["papermill"] for chapter, notebook in notebooks.items()}
     book = build / "book"
     shutil.rmtree(book, ignore_errors=True)
     (book / "notebooks").mkdir(parents=True)
@@ -79,8 +81,7 @@ def stage(profile: str) -> Path:
         shutil.copy(root / page, book)
     for folder in FOLDERS:
         shutil.copytree(root / folder, book / folder)
-    for chapter in runs:
-        notebook = json.loads((build / "notebooks" / f"{chapter}.ipynb").read_text())
+    for chapter, notebook in notebooks.items():
         _make_lighter(notebook)
         (book / "notebooks" / f"{chapter}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False))
     (book / "overview.md").write_text(_overview(profile, book / "overview.png"))
@@ -90,16 +91,11 @@ def stage(profile: str) -> Path:
     return book
 
 
-def _chapters(root: Path) -> list[Path]:
-    return sorted((root / "notebooks").glob("*.ipynb"))
-
-
-def _run_of(folder: Path, chapter: str, profile: str) -> dict:
-    """What papermill wrote into an executed notebook: start_time, duration in seconds, parameters."""
-    path = folder / f"{chapter}.ipynb"
+def _executed(path: Path, profile: str) -> dict:
+    """A chapter as papermill has left it; its metadata hold start_time and duration in seconds."""
     if not path.exists():
         raise runtime.InputError(f"the book needs every chapter, {path} is missing: make report PROFILE={profile}")
-    return json.loads(path.read_text())["metadata"]["papermill"]
+    return json.loads(path.read_text())
 
 
 def _make_lighter(notebook: dict) -> None:
@@ -147,16 +143,17 @@ def _overview(profile: str, path: Path) -> str:
     label = min(int(name.stem.split("_")[1]) for name in artifacts.folder(profile).glob("dcgan_?.safetensors"))
     generator, _ = dcgan.load(artifacts.folder(profile) / f"dcgan_{label}.safetensors", "cpu")
     answer = f"{CLASS_NAMES[classes[chosen]]}, {100 * chances[chosen].max():.0f} %"
+    accuracies = _accuracies(profile)
     plots.story(
         catalogue=few.images[few.rows[:9]], chosen=few.images[few.rows[chosen]], answer=answer, guided=maps[chosen],
         average=maps[classes == classes[chosen]].mean(0), generated=dcgan.sample(generator, dcgan.noise(9, seed=1)),
-        accuracies=_accuracies(profile),
+        accuracies=accuracies,
     ).savefig(path, dpi=130)  # fmt: skip
     alt = (
         f"Six panels, one a chapter: nine products of the catalogue; one of them, taken by the network for {answer}; "
         f"its guided backpropagation map; the average map of its class; nine generated pictures of the class "
         f"{CLASS_NAMES[label]}; and accuracies on the test part: "
-        + ", ".join(f"{name} {100 * value:.2f} percent" for name, (value, *_) in _accuracies(profile).items())
+        + ", ".join(f"{name} {100 * value:.2f} percent" for name, (value, *_) in accuracies.items())
     )
     options = f":name: fig-overview\n:alt: {alt}"
     return f"```{{figure}} overview.png\n{options}\n\nThe course in one picture, made by this build.\n```\n"

@@ -88,14 +88,14 @@ def folded(model: nn.Module) -> nn.Module:
     """A frozen copy of a network in `eval()` whose BatchNorms are folded into the convolutions before them.
 
     Same logits and same gradients by the pixels, up to rounding; none by the weights. On a CPU a first convolution with
-    stride 2 also hands its gradient back faster. Guided maps of ResNet18 at 224x224: 46 instead of 37 a second on 2
+    stride 2 also hands its gradient back faster. Guided maps of ResNet18 at 224x224: 43 instead of 37 a second on 2
     cores of an Intel Xeon (`benchmarks/results/saliency.json`). The stages of a ResNet are no longer modules that are
     called, so Grad-CAM needs the original. Raises InputError for a network that torch.fx cannot trace.
     Taught in: chapter 4.
     """
     try:
         fast = fuse(copy.deepcopy(model).eval(), inplace=True).requires_grad_(False)
-    except (fx.proxy.TraceError, TypeError) as error:
+    except (fx.proxy.TraceError, TypeError, NotImplementedError) as error:
         raise InputError(
             f"BatchNorm cannot be folded: torch.fx cannot trace {type(model).__name__} ({error}); use it as it is."
         ) from None

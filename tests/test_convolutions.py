@@ -142,3 +142,8 @@ def test_a_network_that_cannot_be_traced_is_one_line():
 
     with pytest.raises(InputError, match=r"torch\.fx cannot trace Branching .*; use it as it is"):
         convolutions.folded(Branching())
+
+
+def test_a_compiled_network_is_one_line():
+    with pytest.raises(InputError, match=r"torch\.fx cannot trace OptimizedModule .*; use it as it is"):
+        convolutions.folded(torch.compile(nn.Sequential(nn.Conv2d(3, 4, 3))))

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -66,6 +67,16 @@ def test_buttons_lead_to_the_git_remote_or_are_not_there(tmp_path, remote, repos
     settings = yaml.safe_load(config.read_text())
     assert settings.get("repository", {}).get("url", "") == repository
     assert ("binderhub_url" in settings["launch_buttons"]) == bool(repository)
+
+
+def test_make_renders_anew_when_a_page_or_a_kept_run_changes():
+    """The Makefile's list of what the book depends on names every file that is staged."""
+    makefile = (runtime.project_root() / "Makefile").read_text()
+    (pages,) = re.findall(r"^BOOK := (.*) \$\(wildcard (.*)\)$", makefile, flags=re.MULTILINE)
+    assert pages[0].split() == list(book.PAGES)
+    assert {pattern.split("/")[0] for pattern in pages[1].split()} == set(book.FOLDERS)
+    (kept,) = re.findall(r"^KEPT := (.*)$", makefile, flags=re.MULTILINE)
+    assert kept.split() == [f"benchmarks/results/{name}.json" for name in book.KEPT_RUNS]
 
 
 def test_a_duration_reads_as_people_say_it():
