@@ -82,16 +82,16 @@ NETWORK := $(DATA) decoding convolutions training classifier
 library = $(patsubst %,fashionlib/%.py,$(1))
 executed = $(patsubst %,$(OUT)/notebooks/%.ipynb,$(1))
 
-$(call executed,01_data_preparation): $(call library,$(DATA) sources decoding duplicates staging preparation synthetic plots) fashionlib/drawings.txt
-$(call executed,02_resnet152): $(call library,$(NETWORK) evaluation plots) $(call executed,01_data_preparation) \
+$(call executed,01_data_preparation): $(call library,$(DATA) sources decoding duplicates staging preparation synthetic descriptions plots) fashionlib/drawings.txt
+$(call executed,02_resnet152): $(call library,$(NETWORK) evaluation descriptions plots) $(call executed,01_data_preparation) \
 	benchmarks/results/splits.json
-$(call executed,02b_comparisons): $(call library,$(NETWORK) evaluation baselines plots) $(call executed,02_resnet152)
-$(call executed,03_guided_backprop): $(call library,$(NETWORK) saliency faithfulness panels plots) $(call executed,02_resnet152)
-$(call executed,03b_methods): $(call library,$(NETWORK) saliency faithfulness attribution synthetic plots) fashionlib/drawings.txt \
+$(call executed,02b_comparisons): $(call library,$(NETWORK) evaluation baselines descriptions plots) $(call executed,02_resnet152)
+$(call executed,03_guided_backprop): $(call library,$(NETWORK) saliency faithfulness panels descriptions plots) $(call executed,02_resnet152)
+$(call executed,03b_methods): $(call library,$(NETWORK) saliency faithfulness attribution synthetic descriptions plots) fashionlib/drawings.txt \
 	$(call executed,03_guided_backprop)
-$(call executed,04_average_saliency): $(call library,$(NETWORK) evaluation saliency faithfulness faces plots) $(call executed,03_guided_backprop)
-$(call executed,05_dcgan): $(call library,$(NETWORK) adversarial dcgan judging panels plots) $(call executed,02_resnet152)
-$(call executed,06_summary): $(call library,runtime artifacts catalogue plots) $(call executed,02b_comparisons 03b_methods 04_average_saliency 05_dcgan) \
+$(call executed,04_average_saliency): $(call library,$(NETWORK) evaluation saliency faithfulness faces descriptions plots) $(call executed,03_guided_backprop)
+$(call executed,05_dcgan): $(call library,$(NETWORK) adversarial dcgan judging panels descriptions plots) $(call executed,02_resnet152)
+$(call executed,06_summary): $(call library,runtime artifacts catalogue descriptions plots) $(call executed,02b_comparisons 03b_methods 04_average_saliency 05_dcgan) \
 	benchmarks/results/ablation.json $(KEPT)
 
 # To a temporary name, renamed on success: papermill leaves a newer, broken output where a cell fails.
@@ -106,7 +106,7 @@ $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml
 
 # Staged at the paths of _toc.yml, with the pages that tell about this build; html/ is replaced only by a build without
 # a warning.
-$(OUT)/html/index.html: $(EXECUTED) $(BOOK) $(call library,book plots) $(KEPT)
+$(OUT)/html/index.html: $(EXECUTED) $(BOOK) $(call library,book descriptions plots) $(KEPT)
 	@$(BIN)/python -m fashionlib.book --profile $(PROFILE)
 	$(BIN)/jupyter-book build -W -n --keep-going -q $(OUT)/book
 	@rm -rf $(OUT)/html && mv $(OUT)/book/_build/html $(OUT)/html && touch $@

@@ -83,6 +83,7 @@ def stage(profile: str) -> Path:
         shutil.copytree(root / folder, book / folder)
     for chapter, notebook in notebooks.items():
         _make_lighter(notebook)
+        _describe_figures(notebook)
         (book / "notebooks" / f"{chapter}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False))
     (book / "overview.md").write_text(_overview(profile, book / "overview.png"))
     (book / "times.md").write_text(_times(profile, runs))
@@ -118,6 +119,15 @@ def _in_256_colours(encoded: bytes) -> bytes:
         return encoded
     picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def _describe_figures(notebook: dict) -> None:
+    """To each figure's alt text, which says what kind of thing is shown, add what was drawn in this build."""
+    for cell in notebook["cells"]:
+        if image := cell["metadata"].get("mystnb", {}).get("image"):
+            shown = [output["data"] for output in cell["outputs"] if "image/png" in output.get("data", {})]
+            words = [" ".join("".join(data["text/plain"]).split()) for data in shown]
+            image["alt"] = " ".join([image["alt"], *words])
 
 
 # --- the landing page -------------------------------------------------------------------------------------------------

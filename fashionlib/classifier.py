@@ -30,9 +30,9 @@ from fashionlib import artifacts, decoding, images, runtime
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet, Prepared
 from fashionlib.runtime import InputError
-from fashionlib.training import Recipe, fit, predict
+from fashionlib.training import Recipe, fit, head, predict
 
-__all__ = ["Recipe", "build", "classify", "features", "fit", "load", "predict", "probe", "train"]
+__all__ = ["Recipe", "build", "classify", "download", "features", "fit", "head", "load", "predict", "probe", "train"]
 STEMS = ("imagenet", "small")
 # What torch.load and safetensors raise for a file that is not one of weights.
 DAMAGED = (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, SafetensorError)
@@ -90,15 +90,26 @@ def _weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
     known = {} if architecture == "resnet10" else torchvision.models.get_model_weights(architecture).__members__
     if "IMAGENET1K_V1" not in known:
         raise InputError(f"torchvision has no ImageNet weights (version 1) of {architecture}: choose weights = 'none'.")
-    chosen = known["IMAGENET1K_V1"]
     try:
-        return torch.hub.load_state_dict_from_url(chosen.url, map_location="cpu", weights_only=True, progress=False)
+        return download(known["IMAGENET1K_V1"].url, f"ImageNet weights of {architecture}")
+    except InputError as error:
+        raise InputError(f"{error}, or choose weights = 'none'.") from error
+
+
+def download(url: str, what: str) -> dict[str, torch.Tensor]:
+    """The weights at an address, downloaded once into torch's cache; no pickle is executed.
+
+    Raises InputError where they cannot be had, with the folder that a file downloaded by hand belongs in.
+    Taught in: chapter 2.
+    """
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=False)
     except DAMAGED as error:  # no network, or half a download
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         reason = " ".join(str(error).split())[:200]
+        file = Path(url).name
         raise InputError(
-            f"ImageNet weights of {architecture} could not be had ({reason}). Put {Path(chosen.url).name}, which "
-            f"{chosen.url} offers, into {folder}, or choose weights = 'none'."
+            f"{what} could not be had ({reason}). Put {file}, which {url} offers, into {folder}"
         ) from error
 
 
@@ -170,19 +181,12 @@ def features(
     Raises InputError for a network without a linear layer. Taught in: chapter 2.
     """
     received = []
-    hook = _head(model).register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float().cpu()))
+    hook = head(model).register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float().cpu()))
     try:
         predict(model, data, batch_size=batch_size, device=device, precision=precision)
     finally:
         hook.remove()
     return torch.cat(received)
-
-
-def _head(model: nn.Module) -> nn.Linear:
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise InputError(f"{type(model).__name__} has no linear layer at its end that could be probed.")
-    return linear[-1]
 
 
 def linear_probe(inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,8 +215,8 @@ def probe(model: nn.Module, data: ImageSet, **options) -> None:
     """
     weight, bias = linear_probe(features(model, data, **options), torch.from_numpy(data.labels))
     with torch.no_grad():
-        _head(model).weight.copy_(weight)
-        _head(model).bias.copy_(bias)
+        head(model).weight.copy_(weight)
+        head(model).bias.copy_(bias)
 
 
 # --- use --------------------------------------------------------------------------------------------------------------

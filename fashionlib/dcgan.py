@@ -37,13 +37,9 @@ SIZE = 64  # side of the pictures: four doublings of a 4x4 map
 SNAPSHOTS = 16  # moments of the training that are kept
 RECORD = ("discriminator_loss", "generator_loss", "real_score", "fake_score")  # what is kept of every step
 LOSSES = ("non-saturating", "hinge")
-# Today's practice; whether it helps on this catalogue is not measured yet.
-BEST = {
-    "loss": "hinge",
-    "spectral_norm": True,
-    "augment": True,
-    "ema": 0.99,
-}
+# What helped on the real catalogue: benchmarks/experiments/gan_recipes.py. The average of the weights, which helped as
+# well, is set apart from it (`ema`), as its decay depends on the number of steps.
+BEST = {"loss": "hinge", "spectral_norm": True, "augment": True}
 PENALTY_EVERY = 16  # steps between two gradient penalties, each as heavy as 16 (Karras et al. 2020)
 
 
@@ -76,6 +72,16 @@ class Recipe:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}; found {self.loss!r}.")
 
 
+def ingredients(recipe: str) -> dict:
+    """What a recipe puts in place of the paper's settings: `plain` nothing, `best` what helped on this catalogue.
+
+    Raises InputError for another name. Taught in: chapter 5.
+    """
+    if recipe not in ("plain", "best"):
+        raise InputError(f"recipe must be plain or best; found {recipe!r}.")
+    return dict(BEST) if recipe == "best" else {}
+
+
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +107,20 @@ class Generator(nn.Sequential):
         if self.classes:
             noise = torch.cat([noise, F.one_hot(labels, self.classes).to(noise)], dim=1)
         return super().forward(noise[:, :, None, None])
+
+
+class OfClass(nn.Module):
+    """One class of a conditional generator, used like a generator of its own: noise (B, latent) to pictures.
+
+    index: which of the classes that it was trained on, in their order. Taught in: chapter 5.
+    """
+
+    def __init__(self, generator: Generator, index: int):
+        super().__init__()
+        self.generator, self.index = generator, index
+
+    def forward(self, noise: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return self.generator(noise, torch.full((len(noise),), self.index, device=noise.device))
 
 
 class Discriminator(nn.Sequential):
@@ -165,7 +185,7 @@ class Result(NamedTuple):
     Taught in: chapter 5.
     """
 
-    generator: Generator
+    generator: Generator | OfClass
     discriminator: Discriminator
     history: list[dict]
     snapshots: dict[int, np.ndarray]
@@ -173,6 +193,13 @@ class Result(NamedTuple):
     alarms: list[str]
     seconds: float
     images_per_second: float
+
+    def of_class(self, index: int) -> Result:
+        """Of a conditional training what belongs to one of its classes, in their order; of another one all of it."""
+        if not (classes := self.generator.classes):
+            return self
+        snapshots = {epoch: pictures[index::classes] for epoch, pictures in self.snapshots.items()}
+        return self._replace(generator=OfClass(self.generator, index), snapshots=snapshots)
 
 
 def of_classes(prepared: Prepared, labels: list[int], split: str = "train") -> ImageSet:
@@ -418,10 +445,24 @@ def interpolate(start: torch.Tensor, end: torch.Tensor, steps: int) -> torch.Ten
     return (torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end) / torch.sin(angle)
 
 
-def load(path: Path, device: torch.device | str = "auto") -> tuple[Generator, dict]:
-    """A run's generator (in `eval()`) and its settings, from `dcgan_<class>.safetensors`. Taught in: chapter 5."""
+def save(path: Path, result: Result, recipe: Recipe, index: int = 0) -> None:
+    """Write the generator of a training for `load`; index: the class that `load` gives of a conditional one.
+
+    Taught in: chapter 5.
+    """
+    settings = {"latent": recipe.latent, "features": recipe.features, "epochs": recipe.epochs}
+    settings |= {"classes": result.generator.classes, "index": index}
+    artifacts.save_weights(path, result.generator, settings)
+
+
+def load(path: Path, device: torch.device | str = "auto") -> tuple[nn.Module, dict]:
+    """A run's generator (in `eval()`) and its settings, from `dcgan_<class>.safetensors`. Taught in: chapter 5.
+
+    Of a conditional one (settings `classes`, `index`) the part that draws this class.
+    """
     device = runtime.device(device) if isinstance(device, str) else device
     _, settings = artifacts.read_checkpoint(path)
     generator = Generator(settings["latent"], settings["features"], settings.get("classes", 0))
     artifacts.load_weights(path, generator)
-    return generator.to(device, memory_format=torch.channels_last).eval(), settings
+    generator.to(device, memory_format=torch.channels_last).eval()
+    return (OfClass(generator, settings["index"]) if generator.classes else generator), settings

@@ -1,8 +1,7 @@
 """How good are generated pictures: distances between features, new or copied, as varied as the real ones?
 
-    known, _ = judging.embed(model, real, size=64)           # features of the course's own classifier
-    made, logits = judging.embed(model, generated, size=64)
-    judging.frechet_distance(known, made)
+    own = lambda pixels: judging.embed(model, pixels, size=64)[0]  # features of the course's own classifier
+    judging.scores(own, real, {"generated": generated, "floor": other_real_ones})
 
 Pictures are uint8 (N, H, W, 3) NumPy arrays. A distance means something only beside its floor (real against real) and
 a trivial baseline (`mean_and_noise`), and only at equal numbers of pictures.
@@ -10,12 +9,14 @@ a trivial baseline (`mean_and_noise`), and only at equal numbers of pictures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fashionlib import images, runtime
+from fashionlib import classifier, images, runtime, training
 
 
 @torch.no_grad()
@@ -28,10 +29,9 @@ def embed(
     Taught in: chapter 5.
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
-    device, training = next(model.parameters()).device, model.training
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    device, mode = next(model.parameters()).device, model.training
     seen, logits = [], []
-    hook = last.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float().cpu()))
+    hook = training.head(model).register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float().cpu()))
     model.eval()
     try:
         for start in range(0, len(pixels), batch_size):
@@ -42,8 +42,50 @@ def embed(
                 logits.append(model(batch).float().cpu())
     finally:
         hook.remove()
-        model.train(training)
+        model.train(mode)
     return torch.cat(seen), torch.cat(logits)
+
+
+def inception(*, batch_size: int = 64, device: torch.device | str = "auto") -> Callable[[np.ndarray], torch.Tensor]:
+    """The Inception network that published distances are measured with, as `embed` for `scores`.
+
+    It takes pictures uint8 (N, H, W, 3) to features float32 (N, 2048) on the CPU (torchmetrics and torch-fidelity).
+    Raises InputError where its weights, 91 MB, are neither in torch's cache nor to be downloaded. Taught in: chapter 5.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    classifier.download(URL_INCEPTION_V3, "Inception's weights")
+    device = runtime.device(device) if isinstance(device, str) else device
+    network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
+
+    def embed(pixels: np.ndarray) -> torch.Tensor:
+        batches = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(batch_size)
+        return torch.cat([network(batch.to(device)).flatten(1).cpu() for batch in batches])
+
+    return embed
+
+
+def scores(
+    embed: Callable[[np.ndarray], torch.Tensor], reference: np.ndarray, sides: dict[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """How far each side is from the real pictures in `reference`: a dictionary of measures a side.
+
+    Pictures uint8 (N, H, W, 3), as many on each side as in the reference; embed takes them to features (N, D).
+    frechet, kernel, precision and recall compare features, variety pixels (1: as much as real ones).
+    Raises InputError for unequal numbers of pictures. Taught in: chapter 5.
+    """
+    known, found = embed(reference), {}
+    for name, pixels in sides.items():
+        if len(pixels) != len(reference):
+            raise runtime.InputError(
+                f"{name}: expected {len(reference)} pictures as in the reference, found {len(pixels)}."
+            )
+        made = embed(pixels)
+        precision, recall = precision_and_recall(known, made)
+        found[name] = {"frechet": frechet_distance(known, made), "kernel": kernel_distance(known, made)}
+        found[name] |= {"precision": precision, "recall": recall, "variety": variety(pixels) / variety(reference)}
+    return found
 
 
 def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:

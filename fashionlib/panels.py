@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 class Panel:
-    """What a cell shows: the widgets `box`, or where there are none the picture `still` (the bytes of a PNG)."""
+    """What a cell shows: the widgets `box`, or where there are none the picture `still` (a PNG), or its `words`."""
 
-    def __init__(self, box: ipywidgets.Widget, still: bytes):
-        self.box, self.still = box, still
+    def __init__(self, box: ipywidgets.Widget, still: bytes, words: str):
+        self.box, self.still, self.words = box, still, words
 
     def _repr_mimebundle_(self, **_options) -> dict[str, str]:
-        return self.box._repr_mimebundle_() | {"image/png": base64.b64encode(self.still).decode()}
+        still = {"image/png": base64.b64encode(self.still).decode(), "text/plain": self.words}
+        return self.box._repr_mimebundle_() | still
 
 
 def explorer(draw: Callable[..., Figure], still: Figure, **choices: Sequence) -> Panel:
@@ -46,7 +47,9 @@ def explorer(draw: Callable[..., Figure], still: Figure, **choices: Sequence) ->
         control.observe(update, names="value")
     update()
     standing = ipywidgets.Image(value=_png(still), format="png")
-    return Panel(ipywidgets.VBox([standing, ipywidgets.HBox([*controls.values()]), moving]), standing.value)
+    return Panel(
+        ipywidgets.VBox([standing, ipywidgets.HBox([*controls.values()]), moving]), standing.value, repr(still)
+    )
 
 
 def _control(name: str, values: Sequence) -> ipywidgets.Widget:

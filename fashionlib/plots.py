@@ -20,6 +20,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 
 from fashionlib.catalogue import CLASS_NAMES
+from fashionlib.descriptions import Described
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,8 @@ def subplots(
     rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.5), **options
 ) -> tuple[Figure, np.ndarray]:
     """A figure (size in inches) and its axes as an array (rows, columns), closed in pyplot: a cell shows it once."""
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    options |= {"figsize": size, "squeeze": False, "layout": "constrained", "FigureClass": Described}
+    figure, axes = plt.subplots(rows, columns, **options)
     plt.close(figure)
     return figure, axes
 
@@ -428,12 +430,11 @@ def cascade(stages: Sequence[str], panels: dict[str, dict[str, Sequence[tuple]]]
 # --- chapter 5: DCGAN -------------------------------------------------------------------------------------------------
 
 
-def animation(snapshots: dict[int, np.ndarray], columns: int = 8) -> object:
-    """Pictures uint8 (N, H, W, 3) of each moment as an endless film (animated PNG); the last moment stays longer.
+def animation(snapshots: dict[int, np.ndarray], columns: int = 8) -> Film:
+    """Pictures uint8 (N, H, W, 3) of each epoch as an endless film (animated PNG); the last moment stays longer.
 
     Taught in: chapter 5.
     """
-    from IPython.display import Image as Shown
     from PIL import Image
 
     moments = [
@@ -445,7 +446,20 @@ def animation(snapshots: dict[int, np.ndarray], columns: int = 8) -> object:
     durations = [400] * (len(frames) - 1) + [2000]  # milliseconds
     stream = io.BytesIO()
     frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    return Shown(stream.getvalue(), format="png")
+    return Film(stream.getvalue(), f"{len(frames)} moments: epochs {', '.join(map(str, snapshots))}.")
+
+
+class Film:
+    """What a cell shows of the bytes of an animated PNG, with what it shows in words."""
+
+    def __init__(self, data: bytes, words: str):
+        self.data, self.words = data, words
+
+    def __repr__(self) -> str:
+        return self.words
+
+    def _repr_png_(self) -> bytes:
+        return self.data
 
 
 @styled

@@ -28,7 +28,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from fashionlib import artifacts, convolutions, images, runtime
-from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet
 from fashionlib.runtime import InputError
 
@@ -220,7 +219,7 @@ class Run:
         """`predict`, of which each process does a part; every one gets the whole."""
         mine = np.array_split(np.arange(len(data.rows)), self.processes)[self.process]
         share = data._replace(rows=data.rows[mine], labels=data.labels[mine])
-        logits = torch.zeros(len(data.rows), len(CLASS_NAMES), device=self.device)
+        logits = torch.zeros(len(data.rows), head(network).out_features, device=self.device)
         if len(mine):
             part, _ = predict(network, share, device=self.device, precision=self.precision)
             logits[torch.from_numpy(mine).to(self.device)] = part.to(self.device)
@@ -305,6 +304,17 @@ def train_mode(model: nn.Module, *, frozen_batch_norm: bool = False) -> nn.Modul
         if frozen_batch_norm and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     return model
+
+
+def head(model: nn.Module) -> nn.Linear:
+    """The network's last linear layer, which gives the logits. Raises InputError where there is none.
+
+    Taught in: chapter 2.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise InputError(f"{type(model).__name__} has no linear layer at its end.")
+    return linear[-1]
 
 
 def predict(

@@ -304,6 +304,29 @@ def test_a_conditional_pair_knows_its_classes():
     assert torch.equal(mixed, logits[torch.arange(3), torch.tensor([2, 0, 1])])
 
 
+def test_one_class_of_a_conditional_training(pictures, tmp_path):
+    result = fit(pictures, conditional=True)
+    points = dcgan.noise(3, 4)
+    for index in range(2):
+        one = result.of_class(index)
+        drawn = dcgan.sample(one.generator, points)
+        assert np.array_equal(drawn, dcgan.sample(result.generator, points, torch.full((3,), index)))
+        assert np.array_equal(one.snapshots[1], result.snapshots[1][index::2])
+        path = tmp_path / f"dcgan_{index}.safetensors"
+        dcgan.save(path, result, dcgan.Recipe(**TINY), index)
+        assert np.array_equal(dcgan.sample(dcgan.load(path, "cpu")[0], points), drawn)
+    plain = fit(pictures)
+    assert plain.of_class(0) is plain
+
+
+def test_the_recipes_by_name(pictures):
+    assert dcgan.ingredients("plain") == {}
+    best = fit(pictures, **dcgan.ingredients("best"))
+    assert best.history != fit(pictures).history
+    with pytest.raises(runtime.InputError, match="recipe must be plain or best; found 'bset'"):
+        dcgan.ingredients("bset")
+
+
 # --- sample ----------------------------------------------------------------------------------------------------------
 
 
@@ -328,10 +351,10 @@ def test_interpolation_by_hand():
         dcgan.interpolate(start, -start, 3)
 
 
-def test_saved_weights_draw_the_same_pictures(tmp_path):
-    generator, path = dcgan.Generator(4, 2).eval(), tmp_path / "dcgan_1.safetensors"
-    artifacts.save_weights(path, generator, {"latent": 4, "features": 2})
+def test_saved_weights_draw_the_same_pictures(pictures, tmp_path):
+    result, path = fit(pictures), tmp_path / "dcgan_1.safetensors"
+    dcgan.save(path, result, dcgan.Recipe(**TINY))
     loaded, settings = dcgan.load(path, "cpu")
     points = dcgan.noise(3, 4)
-    assert settings == {"latent": 4, "features": 2}
-    assert np.array_equal(dcgan.sample(loaded, points), dcgan.sample(generator, points))
+    assert settings == {"latent": 4, "features": 2, "epochs": 1, "classes": 0, "index": 0}
+    assert np.array_equal(dcgan.sample(loaded, points), dcgan.sample(result.generator, points))

@@ -1,10 +1,13 @@
 """Judging: distances worked out by hand and against an independent library, copies and variety."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy import linalg
 from torch import nn
+from torch_fidelity import feature_extractor_inceptionv3 as inception
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from fashionlib import images, judging
@@ -58,6 +61,58 @@ def test_frechet_distance_with_fewer_pictures_than_features():
     real = torch.randn(10, 50, generator=torch.Generator().manual_seed(0))
     assert judging.frechet_distance(real, real) == pytest.approx(0, abs=1e-4)
     assert judging.frechet_distance(real, real + 1) == pytest.approx(50, abs=1e-3)
+
+
+@pytest.fixture
+def inception_weights(tmp_path, monkeypatch):
+    """A file as the download leaves it in torch's cache, with random weights."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / Path(inception.URL_INCEPTION_V3).name
+    path.parent.mkdir(parents=True)
+    torch.save({}, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_inception_gives_the_distance_of_torchmetrics(inception_weights):
+    chance = np.random.default_rng(0)
+    real, generated = chance.integers(0, 256, (2, 6, 64, 64, 3), np.uint8)
+    generated = generated // 2
+    embed = judging.inception(batch_size=4, device="cpu")
+    assert embed(real).shape == (6, 2048)
+    metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(inception_weights))
+    metric.update(torch.from_numpy(real).permute(0, 3, 1, 2), real=True)
+    metric.update(torch.from_numpy(generated).permute(0, 3, 1, 2), real=False)
+    found = judging.frechet_distance(embed(real), embed(generated))
+    assert found > 0
+    assert found == pytest.approx(metric.compute().item(), rel=1e-3)
+
+
+def test_inception_without_network_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(InputError, match=r"Inception's weights could not be had.*Put weights-inception\S+\.pth, which"):
+        judging.inception()
+
+
+def test_scores_of_the_same_pictures_and_of_darker_ones():
+    """Features: the mean grey. Halved, 0, 40, ..., 200 have a mean of 50 instead of 100, and half the deviation s."""
+    real = np.stack([np.full((4, 4, 3), value, np.uint8) for value in range(0, 201, 40)])
+    found = judging.scores(
+        lambda pixels: torch.from_numpy(pixels.mean((1, 2, 3)))[:, None], real, {"same": real, "darker": real // 2}
+    )
+    assert found["same"].pop("kernel") < 0  # without bias: a set against itself falls below 0
+    assert found["same"] == pytest.approx({"frechet": 0, "precision": 1, "recall": 1, "variety": 1}, abs=1e-6)
+    variance = 40**2 * 3.5  # of 0, 1, ..., 5 it is 3.5
+    assert found["darker"]["frechet"] == pytest.approx(50**2 + variance / 4)
+    assert found["darker"]["variety"] == pytest.approx(0.5)
+    with pytest.raises(InputError, match="few: expected 6 pictures as in the reference, found 5"):
+        judging.scores(lambda pixels: pixels, real, {"few": real[:5]})
 
 
 def test_kernel_distance_by_hand():
