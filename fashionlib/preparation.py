@@ -41,14 +41,16 @@ def prepare(
     fit: str = "squash",
     seed: int = 0,
     group_names: bool = False,
+    all_genders: bool = False,
     previous: str | Path = "",
     workers: int = -1,
 ) -> Path:
     """Decode every Men/Women product of `source` once, write each size, the index and the manifest into `folder`.
 
     source: what `sources.open_source` takes. sizes: squares or (height, width), pixels. fit: `decoding.resize`.
-    group_names: keep products of one exact name in the same part, too. previous: index.parquet of an earlier
-    preparation, outside of `folder`, whose products keep their part. workers: threads, -1 for one per core.
+    group_names: keep products of one exact name in the same part, too. all_genders: take those of the other genders
+    as well, with label -1. previous: index.parquet of an earlier preparation, outside of `folder`, whose products keep
+    their part. workers: threads, -1 for one per core.
     A folder already prepared from the same source with the same settings is returned at once. A file that cannot be
     decoded is listed in the manifest and left out. Duplicates are sought in pictures as they were decoded, and that
     scale depends on the largest of `sizes`.
@@ -60,7 +62,8 @@ def prepare(
     old_parts = _old_parts(previous, folder)
     opened = sources.open_source(source)
     settings = {"version": VERSION, "sizes": [size_name(shape) for shape in shapes], "fit": fit, "seed": seed}
-    settings |= {"group_names": group_names, "source": opened.path.name, "source_fingerprint": opened.fingerprint()}
+    settings |= {"group_names": group_names, "all_genders": all_genders}
+    settings |= {"source": opened.path.name, "source_fingerprint": opened.fingerprint()}
     settings |= {"previous": _checksum(Path(previous).expanduser()) if previous else None}
     if _finished(folder, settings):
         return folder
@@ -78,7 +81,7 @@ def prepare(
 
 def _make(partial: Path, opened: sources.Source, source, shapes: list, settings: dict, old_parts, workers: int) -> None:
     """All files of the folder; the manifest comes last."""
-    products, counts = _products(opened)
+    products, counts = _products(opened, settings["all_genders"])
     job = _Job(partial, opened.reader(), tuple(shapes), settings["fit"], masks=bool(counts["drawn"]))
     _allocate(job, len(products))
     facts, speed = _decode(job, products, workers)
@@ -149,12 +152,13 @@ class _Job:
         return self.folder / f"{name}.npy"
 
 
-def _products(source: sources.Source) -> tuple[pd.DataFrame, dict]:
-    """The Men/Women products that have a file, in the order of their ids, with the members to read; and the counts."""
+def _products(source: sources.Source, all_genders: bool) -> tuple[pd.DataFrame, dict]:
+    """The products (Men/Women, or all) that have a file, by their ids, with the members to read; and the counts."""
     table, malformed = catalogue.read_styles(source)
     files, masks = source.members("images", ".jpg"), source.members("masks", ".png")
     table["label"] = catalogue.labels(table)
-    products = table[(table["label"] >= 0) & table["id"].isin(files.keys())].sort_values("id", ignore_index=True)
+    wanted = table["id"].isin(files.keys()) & (all_genders | (table["label"] >= 0))
+    products = table[wanted].sort_values("id", ignore_index=True)
     if products.empty:
         raise InputError(f"source {source.path} has no Men or Women product with an image.")
     products["file"], products["mask"] = products["id"].map(files), [masks.get(i) for i in products["id"]]
@@ -291,7 +295,7 @@ def _finish(job: _Job, products: pd.DataFrame, facts: pd.DataFrame, settings: di
         "duplicate_label_conflicts": duplicates.label_conflicts(index["exact_group"], index["label"]),
         "near_duplicate_groups": int((index["near_group"].value_counts() > 1).sum()),
         "near_duplicate_label_conflicts": duplicates.label_conflicts(index["near_group"], index["label"]),
-        "class_counts": np.bincount(index["label"], minlength=6).tolist(),
+        "class_counts": np.bincount(index["label"][index["label"] >= 0], minlength=6).tolist(),
         "split_counts": {name: int((index["split"] == name).sum()) for name in catalogue.SPLITS},
         "set_aside": int((index["split"] == catalogue.ASIDE).sum()),
     }

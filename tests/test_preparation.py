@@ -167,6 +167,25 @@ def test_near_twins_stay_together_and_names_only_where_asked(tmp_path):
     assert groups(group_names=True) == {9: 1, 5: 3}
 
 
+def test_products_of_all_genders_where_asked_have_no_class_but_their_twins_part(tmp_path):
+    pictures = {i: numbered(i) for i in range(1, 41)}
+    pictures |= {100 + i: pictures[i] for i in range(1, 11)}
+    lines = [csv_line(i, "Boys" if i > 100 else "Men") for i in pictures]
+    source = write_catalogue(tmp_path / "catalogue", lines, pictures)
+    kept = {
+        everyone: images.load(
+            preparation.prepare(source, tmp_path / str(everyone), sizes=[8], workers=1, all_genders=everyone)
+        )
+        for everyone in (False, True)
+    }
+    assert kept[False].index["id"].tolist() == list(range(1, 41))
+    index = kept[True].index.set_index("id")
+    assert index["label"].tolist() == [2] * 40 + [-1] * 10
+    assert all(index.loc[i, "split"] == index.loc[100 + i, "split"] for i in range(1, 11))
+    assert kept[True].manifest["counts"]["class_counts"] == [0, 0, 40, 0, 0, 0]
+    assert kept[True].manifest["counts"]["products"] == 50
+
+
 def test_a_finished_folder_is_returned_at_once_and_replaced_by_other_settings(tmp_path):
     source = write_catalogue(tmp_path / "catalogue", [csv_line(1), csv_line(2)], {1: solid(RED), 2: solid(BLUE)})
     folder = tmp_path / "prepared"
