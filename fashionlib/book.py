@@ -1,6 +1,7 @@
 """The published book: what of it is known only after the chapters have run.
 
-    python -m fashionlib.book --profile small     # make calls it between the chapters and Jupyter Book
+    python -m fashionlib.book --profile small           # make calls it between the chapters and Jupyter Book
+    python -m fashionlib.book --profile small --keep    # benchmarks/results/small-cpu.json, of a finished report
 
 Puts the pages, the executed notebooks and these into `build/<profile>/book`: the landing page's picture, the times of
 the chapters, a page about this very build, and the buttons that lead to where the course is kept.
@@ -207,6 +208,30 @@ def _machine(machine: dict) -> str:
     return machine["gpu"] or f"{machine['cores']} cores, {machine['cpu']}"
 
 
+def keep(profile: str) -> Path:
+    """Write the metrics of a finished report, with its times and its commit, to the results that the project keeps.
+
+    The report's seconds go from the first chapter's start to the rendered page. Raises InputError where it is missing.
+    """
+    build, metrics = runtime.build_root() / profile, artifacts.read_metrics(profile, *artifacts.METRICS_OF)
+    executed = {path.stem: _executed(path, profile) for path in sorted((build / "notebooks").glob("[0-9]*.ipynb"))}
+    runs = {chapter: notebook["metadata"]["papermill"] for chapter, notebook in executed.items()}
+    if not runs or not (page := build / "html" / "index.html").exists():
+        raise runtime.InputError(f"there is no finished report of {profile}: make report PROFILE={profile}")
+    started = min(datetime.fromisoformat(run["start_time"]) for run in runs.values())
+    run = {
+        "date": f"{datetime.now():%Y-%m-%d}",
+        "commit": _commit(runtime.project_root()).strip("`"),
+        "profile": profile,
+    }
+    run["chapter_seconds"] = {chapter: round(run["duration"]) for chapter, run in runs.items()}
+    run["report_seconds"] = round(page.stat().st_mtime - started.timestamp())
+    kind = "gpu" if metrics["classifier"]["machine"]["gpu"] else "cpu"
+    path = runtime.project_root() / "benchmarks" / "results" / f"{profile}-{kind}.json"
+    artifacts.write_json(path, metrics | {"run": run})
+    return path
+
+
 # --- this very build --------------------------------------------------------------------------------------------------
 
 
@@ -294,8 +319,10 @@ def _add_buttons(config: Path, repository: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fashionlib.book", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", required=True)
+    parser.add_argument("--keep", action="store_true", help="put the finished report's figures into benchmarks/results")
+    options = parser.parse_args()
     try:
-        stage(parser.parse_args().profile)
+        print(keep(options.profile)) if options.keep else stage(options.profile)
     except runtime.InputError as error:
         sys.exit(f"error: {error}")
 

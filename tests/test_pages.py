@@ -3,15 +3,17 @@
 import base64
 import io
 import json
+import os
 import re
 import subprocess
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from fashionlib import book, runtime
+from fashionlib import artifacts, book, runtime
 
 
 def notebook_of(pictures: list[bytes]) -> dict:
@@ -88,3 +90,30 @@ def test_a_book_without_its_chapters_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(runtime.InputError, match=r"01_data_preparation.ipynb is missing: make report PROFILE=small"):
         book.stage("small")
     assert not (tmp_path / "small" / "book").exists()
+
+
+def test_a_finished_report_is_kept_with_its_times(monkeypatch, tmp_path):
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    monkeypatch.setenv("FASHION_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(runtime, "project_root", lambda: tmp_path)
+    for chapter in artifacts.METRICS_OF:
+        artifacts.update_metrics("small", chapter, {"machine": {"gpu": None}})
+    with pytest.raises(runtime.InputError, match="no finished report of small: make report PROFILE=small"):
+        book.keep("small")
+    for folder in ("notebooks", "html"):
+        (tmp_path / "build" / "small" / folder).mkdir()
+    times = {
+        "01_data_preparation": ("2026-01-01T10:00:00+00:00", 29.6),
+        "02_resnet152": ("2026-01-01T10:00:30+00:00", 60),
+    }
+    for chapter, (start, seconds) in times.items():
+        notebook = {"metadata": {"papermill": {"start_time": start, "duration": seconds}}}
+        (tmp_path / "build" / "small" / "notebooks" / f"{chapter}.ipynb").write_text(json.dumps(notebook))
+    page = tmp_path / "build" / "small" / "html" / "index.html"
+    page.touch()
+    os.utime(page, (0, datetime(2026, 1, 1, 10, 2, tzinfo=UTC).timestamp()))
+    kept = json.loads(book.keep("small").read_text())
+    assert kept["run"]["chapter_seconds"] == {"01_data_preparation": 30, "02_resnet152": 60}
+    assert kept["run"]["report_seconds"] == 120
+    assert kept["run"]["profile"] == "small"
+    assert set(artifacts.METRICS_OF) < kept.keys()
