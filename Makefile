@@ -90,7 +90,8 @@ $(call executed,03_guided_backprop): $(call library,$(NETWORK) saliency faithful
 $(call executed,03b_methods): $(call library,$(NETWORK) saliency faithfulness attribution synthetic descriptions plots) fashionlib/drawings.txt \
 	$(call executed,03_guided_backprop)
 $(call executed,04_average_saliency): $(call library,$(NETWORK) evaluation saliency faithfulness faces descriptions plots) $(call executed,03_guided_backprop)
-$(call executed,05_dcgan): $(call library,$(NETWORK) adversarial dcgan judging panels descriptions plots) $(call executed,02_resnet152)
+$(call executed,05_dcgan): $(call library,$(NETWORK) adversarial generators dcgan judging panels descriptions plots) $(call executed,02_resnet152) \
+	benchmarks/results/gan_recipes.json
 $(call executed,06_summary): $(call library,runtime artifacts catalogue descriptions plots) $(call executed,02b_comparisons 03b_methods 04_average_saliency 05_dcgan) \
 	benchmarks/results/ablation.json $(KEPT)
 

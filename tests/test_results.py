@@ -72,6 +72,7 @@ RATIOS = {
     "gan": ["gan_vs_example", "gan_vs_example_in_memory"],
     "splits": [],
     "ablation": [],
+    "gan_recipes": ["gan_best_vs_plain"],
 }
 
 
