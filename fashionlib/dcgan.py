@@ -7,7 +7,7 @@
 
 Pictures are uint8 (N, 64, 64, 3) NumPy arrays outside, float32 (N, 3, 64, 64) in [-1, 1] inside. How good they are is
 judged by `fashionlib.judging`.
-Measured on 2 CPU cores, bfloat16: 111 real pictures a second with the paper's 64 feature maps and batch 128
+Measured on 2 CPU cores, bfloat16: 216 real pictures a second with the paper's 64 feature maps and batch 128
 (`benchmarks/results/small-cpu.json`).
 """
 
