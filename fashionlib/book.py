@@ -221,7 +221,7 @@ def keep(profile: str) -> Path:
     started = min(datetime.fromisoformat(run["start_time"]) for run in runs.values())
     run = {
         "date": f"{datetime.now():%Y-%m-%d}",
-        "commit": _commit(runtime.project_root()).strip("`"),
+        "commit": _commit(runtime.project_root()).replace("`", ""),
         "profile": profile,
     }
     run["chapter_seconds"] = {chapter: round(run["duration"]) for chapter, run in runs.items()}
@@ -322,7 +322,10 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="put the finished report's figures into benchmarks/results")
     options = parser.parse_args()
     try:
-        print(keep(options.profile)) if options.keep else stage(options.profile)
+        if options.keep:
+            print(keep(options.profile))
+        else:
+            stage(options.profile)
     except runtime.InputError as error:
         sys.exit(f"error: {error}")
 

@@ -50,30 +50,28 @@ def main() -> None:
     halves = np.array_split(np.random.default_rng(0).permutation(train.rows), 2)
     count = min(map(len, halves))
     real, held = (train.images[np.sort(half[:count])] for half in halves)
-    results = {}
+    sides, facts = {"floor": held}, {}
+    for name, changed in VARIANTS.items():
+        pictures = both if changed.get("conditional") else train
+        epochs = math.ceil(STEPS / (len(pictures.rows) // BATCH))
+        for seed in SEEDS:
+            recipe = dcgan.Recipe(epochs=epochs, batch_size=BATCH, seed=seed, **changed)
+            checkpoint = work / f"{name.replace(' ', '-')}-{seed}.safetensors"
+            result = dcgan.fit(pictures, recipe=recipe, checkpoint=checkpoint, settings={"data": prepared.checksum(64)})
+            sides[name, seed] = dcgan.sample(
+                result.generator, dcgan.noise(count, seed=1)
+            )  # of several classes the first
+            facts[name, seed] = {"pictures": count, "steps": len(result.history), "seconds": result.seconds}
+            facts[name, seed]["alarms"] = result.alarms
 
     def embed(pixels: np.ndarray) -> torch.Tensor:
         return judging.embed(model, pixels, size=settings["size"])[0]
 
-    for name, changed in VARIANTS.items():
-        runs = []
-        for seed in SEEDS:
-            pictures = both if changed.get("conditional") else train
-            epochs = math.ceil(STEPS / (len(pictures.rows) // BATCH))
-            recipe = dcgan.Recipe(epochs=epochs, batch_size=BATCH, seed=seed, **changed)
-            checkpoint = work / f"{name.replace(' ', '-')}-{seed}.safetensors"
-            result = dcgan.fit(pictures, recipe=recipe, checkpoint=checkpoint, settings={"data": prepared.checksum(64)})
-            drawn = dcgan.sample(result.generator, dcgan.noise(count, seed=1))  # of a conditional one, its first class
-            found = judging.scores(embed, real, {"generated": drawn, "floor": held})
-            kept = found["generated"] | {
-                "floor": found["floor"]["frechet"],
-                "pictures": count,
-                "steps": len(result.history),
-            }
-            runs.append(kept | {"seconds": result.seconds, "alarms": result.alarms})
-        results[name] = runs
+    found = judging.scores(embed, real, sides)
+    floor = {"floor": found.pop("floor")["frechet"]}
+    results = {name: [found[name, seed] | floor | facts[name, seed] for seed in SEEDS] for name in VARIANTS}
     rows = [measuring.row(name, [run["frechet"] for run in runs], "Frechet") for name, runs in results.items()]
-    rows.append(measuring.row("floor: real against real", [results["the best"][0]["floor"]], "Frechet"))
+    rows.append(measuring.row("floor: real against real", [floor["floor"]], "Frechet"))
     plain, best = (np.mean([run["frechet"] for run in results[name]]) for name in ("the paper's recipe", "the best"))
     budget = {"steps": STEPS, "batch_size": BATCH, "class": LABEL, "seeds": SEEDS, "best": VARIANTS["the best"]}
     measuring.save("gan_recipes", rows, {"gan_best_vs_plain": round(plain / best, 2)}, budget=budget, variants=results)
