@@ -287,7 +287,8 @@ class Run:
 def _schedule(update: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.LambdaLR(update, _unchanged)
-    return torch.optim.lr_scheduler.OneCycleLR(update, recipe.learning_rate, total_steps=steps + 1, pct_start=0.2)
+    rise = max(0.2, 2 / (steps + 1))  # at least one step: torch divides by the number of steps up
+    return torch.optim.lr_scheduler.OneCycleLR(update, recipe.learning_rate, total_steps=steps + 1, pct_start=rise)
 
 
 def _unchanged(_step: int) -> float:

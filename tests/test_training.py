@@ -63,6 +63,13 @@ def test_fit_learns_an_easy_task_and_records_every_epoch(data):
     assert history[-1]["validation_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
 
 
+@pytest.mark.parametrize("epochs", range(1, 7))
+def test_one_cycle_is_as_short_as_one_step(data, epochs):
+    """PyTorch's own schedule divides by zero where four steps are asked for."""
+    history = training.fit(tiny(), data, recipe=replace(RECIPE, epochs=epochs, batch_size=64), device="cpu")
+    assert len(history) == epochs
+
+
 def test_one_step_of_the_studys_recipe_is_adams(tmp_path, data):
     """Adam's first step moves every weight by the rate, against the sign of its gradient, and keeps a tenth of that."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 6))
