@@ -479,6 +479,7 @@ def picture_strips(rows: dict[str, np.ndarray], titles: Sequence[str] = ()) -> F
         ax.imshow(strip)  # one picture a row: a hundred axes would take seconds
         ax.set_xticks([]), ax.set_yticks([])
         ax.spines[:].set_visible(False)
+        ax.grid(False)  # the titles' ticks would draw lines over the pictures
         ax.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
     if titles:
         places = [i * (width + gap) + width / 2 for i in range(len(titles))]

@@ -19,13 +19,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torchvision.transforms.v2.functional import resize
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import measuring
 from conftest import real_data_folder
 
-from fashionlib import artifacts, catalogue, classifier, evaluation, faithfulness, images, judging, preparation, runtime
+from fashionlib import (
+    artifacts,
+    catalogue,
+    classifier,
+    decoding,
+    evaluation,
+    images,
+    judging,
+    preparation,
+    runtime,
+)
 
 SEEDS, SIDES = (0, 1), (32, 48, 64, 96, 128, 160, 224)
 STEMS = [(side, "small") for side in SIDES if side <= 64] + [(side, "imagenet") for side in SIDES]
@@ -87,12 +96,15 @@ def summary(runs: list[dict[str, np.ndarray]], labels: np.ndarray) -> dict:
     return found | {"recall": recall, "each": [float(run["class"].mean()) for run in runs], "pictures": len(labels)}
 
 
-def apart(first: list[dict[str, np.ndarray]], second: list[dict[str, np.ndarray]], labels: np.ndarray) -> dict:
-    """Accuracy of the first minus that of the second, picture by picture, over all and in each class."""
-    gap = np.concatenate([a["class"].astype(float) - b["class"] for a, b in zip(first, second, strict=True)])
-    mean, interval, _ = faithfulness.mean_interval(gap)
-    classes = [faithfulness.mean_interval(gap[labels == label])[:2] for label in range(6)]
-    return {"difference": mean, "ci95": interval, "classes": classes}
+def apart(mine: list[dict[str, np.ndarray]], others: list[dict[str, np.ndarray]], labels: np.ndarray) -> dict:
+    """Accuracy of mine minus that of the others on the same pictures, (difference, interval) over all and per class."""
+    a, b = ({kind: np.concatenate([run[kind] for run in runs]) for kind in runs[0]} for runs in (mine, others))
+
+    def gap(kind: str, rows: np.ndarray | slice = slice(None)) -> list:
+        pair = torch.from_numpy(a[kind][rows]), torch.from_numpy(b[kind][rows])
+        return [float(a[kind][rows].mean() - b[kind][rows].mean()), evaluation.paired_interval(*pair)]
+
+    return {kind: gap(kind) for kind in a} | {"classes": [gap("class", labels == label) for label in range(6)]}
 
 
 def speed(data: images.ImageSet, stem: str) -> float:
@@ -104,18 +116,18 @@ def speed(data: images.ImageSet, stem: str) -> float:
 
 
 def round_trip(model: nn.Module, prepared: images.Prepared, label: int) -> dict:
-    """Frechet distance of pictures that went from 224 to 64 and back, beside that of two halves of untouched ones."""
+    """Frechet distance of one half of the pictures to the other, as they are and after 64x64 and back to 224x224."""
     rows = np.flatnonzero(prepared.index["label"] == label)
     halves = np.array_split(np.random.default_rng(0).permutation(rows), 2)
     count = min(map(len, halves))
-    first, second = (prepared.array(224)[np.sort(half[:count])] for half in halves)
-    small = resize(torch.from_numpy(first).permute(0, 3, 1, 2), [64, 64], antialias=True)
-    back = resize(small, [224, 224], antialias=True).permute(0, 2, 3, 1).numpy()
+    reference, half = (prepared.array(224)[np.sort(part[:count])] for part in halves)
+    there = [decoding.resize(picture, (64, 64)) for picture in half]
+    back = np.stack([decoding.resize(picture, (224, 224)) for picture in there])
 
     def embed(pixels: np.ndarray) -> torch.Tensor:
         return judging.embed(model, pixels, size=224)[0]
 
-    found = judging.scores(embed, first, {"floor": second, "there and back": back})
+    found = judging.scores(embed, reference, {"floor": half, "there and back": back})
     return {side: row["frechet"] for side, row in found.items()} | {"pictures": count}
 
 
@@ -178,7 +190,7 @@ def main() -> None:
         for name, found in (variants | square).items()
     ]
     budget = {"seeds": SEEDS, "resolution": asdict(RECIPE), "shape": asdict(SHAPE_RECIPE)}
-    budget |= {"shape_pictures": SHAPE_PICTURES}
+    budget |= {"shape_pictures": SHAPE_PICTURES, "products": len(prepared.index), "threads": torch.get_num_threads()}
     measuring.save("resolution", rows, {}, budget=budget, variants=variants, shapes=square, round_trip=trips)
 
 

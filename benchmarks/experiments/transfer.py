@@ -15,13 +15,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import measuring
 from conftest import real_data_folder
 
-from fashionlib import classifier, evaluation, faithfulness, images, preparation, runtime
+from fashionlib import baselines, classifier, faithfulness, images, preparation, runtime
 
 SIZE, SEEDS = (64, 48), (0, 1, 2)
 EPOCHS = {0.01: 40, 0.1: 12, 1.0: 4}  # share of the labels: passes over them; the few are seen more often
@@ -56,12 +57,7 @@ def pretrain(prepared: images.Prepared, seed: int, work: Path) -> tuple[Path, di
 
 
 def labelled(prepared: images.Prepared, share: float, seed: int) -> images.ImageSet:
-    """This share of each class of the training part, drawn at random, one picture at the least."""
-    whole, chance = prepared.subset("train", SIZE, range(6)), np.random.default_rng(seed)
-    chosen = [np.flatnonzero(whole.labels == label) for label in range(6)]
-    chosen = [chance.permutation(rows)[: max(1, round(share * len(rows)))] for rows in chosen]
-    keep = np.sort(np.concatenate(chosen))
-    return whole._replace(rows=whole.rows[keep], labels=whole.labels[keep])
+    return baselines.share_of_labels(prepared.subset("train", SIZE, range(6)), share, seed)
 
 
 def hits(model: nn.Module, prepared: images.Prepared, part: str) -> np.ndarray:
@@ -99,14 +95,16 @@ def choose_rate(prepared: images.Prepared, start: tuple[str, str], work: Path) -
 
 
 def summary(runs: list[np.ndarray], scratch: list[np.ndarray]) -> dict:
-    """Mean accuracy, of each seed, and the gain over scratch, seed by seed, with its 95 % interval."""
-    each = [float(run.mean()) for run in runs]
-    gains = [mine - float(other.mean()) for mine, other in zip(each, scratch, strict=True)]
-    gain, interval, _ = faithfulness.mean_interval(np.array(gains))
-    _, over_seeds, _ = faithfulness.mean_interval(np.array(each))
-    accuracy = float(np.mean(each))
-    found = {"accuracy": accuracy, "each": each, "seeds_ci95": over_seeds, "gain": gain, "gain_ci95": interval}
-    return found | {"ci95": evaluation.accuracy_interval(round(accuracy * len(runs[0])), len(runs[0]))}
+    """Mean accuracy and that of each seed; the gain over scratch, with intervals over the seeds and over the products.
+
+    The first contains the luck of the first weights and of the chosen labels, the second that of the test part.
+    """
+    each, others = (np.array([run.mean() for run in of_start]) for of_start in (runs, scratch))
+    gain, over_seeds, _ = faithfulness.mean_interval(each - others)
+    _, over_products, _ = faithfulness.mean_interval(np.mean(runs, axis=0) - np.mean(scratch, axis=0))
+    accuracy, interval, _ = faithfulness.mean_interval(each)
+    found = {"accuracy": accuracy, "each": each.tolist(), "seeds_ci95": interval, "gain": gain}
+    return found | {"gain_ci95": over_seeds, "gain_products_ci95": over_products}
 
 
 def starts(prepared: images.Prepared, work: Path) -> tuple[dict, list, dict]:
@@ -149,7 +147,7 @@ def main() -> None:
         each = [100 * accuracy for accuracy in about["each"]]
         rows.append(measuring.row(f"{name}, {way}, {share:.0%} of the labels", each, "%", digits=2))
     budget = asdict(RECIPE) | {"size": SIZE, "seeds": SEEDS, "epochs": {f"{share:g}": n for share, n in EPOCHS.items()}}
-    budget |= {"pretraining_epochs": RECIPE.epochs, "test_pictures": len(found[0])}
+    budget |= {"pretraining_epochs": RECIPE.epochs, "test_pictures": len(found[0]), "threads": torch.get_num_threads()}
     budget |= {"labels": {f"{share:g}": len(labelled(prepared, share, 0).rows) for share in EPOCHS}}
     more = {"starts": results, "pretraining": pretraining, "rates": tried, "not_measured": missing}
     measuring.save("transfer", rows, {}, budget=budget, **more)
