@@ -13,7 +13,8 @@ LAB_OPTIONS ?=
 BIN := .venv/bin
 BUILD := $(or $(FASHION_BUILD),build)
 OUT := $(BUILD)/$(PROFILE)
-CHAPTERS := 01_data_preparation 02_resnet152 02b_comparisons 03_guided_backprop 03b_methods 04_average_saliency 05_dcgan 06_summary
+CHAPTERS := 01_data_preparation 02_resnet152 02b_comparisons 03_guided_backprop 03b_methods 04_average_saliency 05_dcgan 06_summary \
+	07_resolution 08_transfer
 PROFILES := sample $(notdir $(wildcard profiles/*))
 EXECUTED := $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
 BENCHMARKS := $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py))
@@ -93,7 +94,11 @@ $(call executed,04_average_saliency): $(call library,$(NETWORK) evaluation salie
 $(call executed,05_dcgan): $(call library,$(NETWORK) adversarial generators dcgan judging panels descriptions plots) $(call executed,02_resnet152) \
 	benchmarks/results/gan_recipes.json
 $(call executed,06_summary): $(call library,runtime artifacts catalogue descriptions plots) $(call executed,02b_comparisons 03b_methods 04_average_saliency 05_dcgan) \
-	benchmarks/results/ablation.json $(KEPT)
+	benchmarks/results/ablation.json benchmarks/results/resolution.json benchmarks/results/transfer.json $(KEPT)
+$(call executed,07_resolution): $(call library,$(NETWORK) evaluation baselines judging descriptions plots) $(call executed,01_data_preparation) \
+	benchmarks/results/resolution.json
+$(call executed,08_transfer): $(call library,$(NETWORK) baselines saliency faithfulness descriptions plots) $(call executed,01_data_preparation) \
+	benchmarks/results/transfer.json
 
 # To a temporary name, renamed on success: papermill leaves a newer, broken output where a cell fails.
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml

@@ -34,12 +34,13 @@ def tags(cell: dict) -> list[str]:
 
 def test_toc_lists_the_chapters_in_order_and_appendices_apart():
     """An appendix has a letter in its number: between the numbered chapters it would shift theirs."""
-    start, course, appendix = ([page["file"] for page in part["chapters"]] for part in TOC["parts"])
+    start, course, beyond, appendix = ([page["file"] for page in part["chapters"]] for part in TOC["parts"])
     assert start == ["introduction"]
     names = [f"notebooks/{path.stem}" for path in NOTEBOOKS]
-    assert course == [name for name in names if re.match(r"notebooks/\d\d_", name)]
+    assert course + beyond == [name for name in names if re.match(r"notebooks/\d\d_", name)]
+    assert course[-1] == "notebooks/06_summary", "the last page of part one"
     appended = [page for page in appendix if page.startswith("notebooks/")]
-    assert appended == [name for name in names if name not in course]
+    assert appended == [name for name in names if name not in course + beyond]
 
 
 @each_notebook

@@ -73,6 +73,8 @@ RATIOS = {
     "splits": [],
     "ablation": [],
     "gan_recipes": ["gan_best_vs_plain"],
+    "resolution": [],
+    "transfer": [],
 }
 
 
