@@ -1,4 +1,4 @@
-"""What resizing loses: python benchmarks/experiments/resolution.py (about 80 minutes on 2 cores).
+"""What resizing loses: python benchmarks/experiments/resolution.py (about two hours on one core of an AMD EPYC).
 
 Resolution: ResNet10 from scratch with the recipe of profiles/small-224, for fewer epochs, on the real 224x224 pictures,
 shrunk to seven sides; every network is tested at the neighbours' sides, too (Touvron et al. 2019). Two seeds, each with
@@ -8,6 +8,9 @@ the eyes of the classifier.
 
 Shape: the network of profiles/small on a part of the real 60x80 pictures, squashed, padded and cropped to 64x64, and
 as they are. Stopped, it goes on where it was.
+
+Measured: with one network 64x64 costs nothing against 224x224 that 1,368 pictures could show, 32x32 three points;
+squashing does no worse than padding, cropping loses 1.4 points.
 """
 
 from __future__ import annotations

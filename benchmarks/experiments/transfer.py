@@ -1,10 +1,12 @@
-"""What the first weights are worth: python benchmarks/experiments/transfer.py (about 80 minutes on 2 cores).
+"""What the first weights are worth: python benchmarks/experiments/transfer.py (about two hours on one core of an AMD EPYC).
 
 ResNet18 on the real 60x80 catalogue, shrunk to 48x64, from three starts: random weights, ImageNet's where they can be
 had, and weights trained in this very catalogue on a label that the task does not use, `articleType`, over all genders.
 Each is given 1 %, 10 % and 100 % of the six-class labels, as a linear probe and fully fine-tuned, with three seeds; the
 rate of fine-tuning is chosen for each start on the validation part. Products of the test part and their twins are in no
 training, pre-training included: groups never cross the split. Stopped, it goes on where it was.
+
+Measured: targeted weights gain 6.3 points with 304 labels and 2.5 with 3,034; with all 30,343 the 1.1 are undecided.
 """
 
 from __future__ import annotations
