@@ -1,4 +1,4 @@
-"""What the first weights are worth: python benchmarks/experiments/transfer.py (about two hours on one core of an AMD EPYC).
+"""What the first weights are worth: python benchmarks/experiments/transfer.py (about two hours on one AMD EPYC core).
 
 ResNet18 on the real 60x80 catalogue, shrunk to 48x64, from three starts: random weights, ImageNet's where they can be
 had, and weights trained in this very catalogue on a label that the task does not use, `articleType`, over all genders.
