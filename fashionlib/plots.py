@@ -305,6 +305,7 @@ def cost_and_accuracy(points: dict[str, dict[str, float]], xlabel: str) -> Figur
         )
         ax.annotate(name, (point["cost"], point["accuracy"]), xytext=(6, 3), textcoords="offset points", fontsize=8)
     ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(mpl.ticker.LogLocator(subs=(2, 3, 5, 7)))  # all nine would run into each other
     for formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
     ax.margins(x=0.2)
