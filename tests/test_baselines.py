@@ -73,9 +73,11 @@ def test_features_are_kept(tmp_path, data):
     options = {"device": "cpu", "precision": "float32", "cache": tmp_path / "features.safetensors"}
     torch.manual_seed(0)
     first = baselines.frozen("resnet10", data, data, settings={"seed": 0}, **options)
+    kept = options["cache"].read_bytes()
     torch.manual_seed(1)  # other random weights: the kept features must answer
     again = baselines.frozen("resnet10", data, data, settings={"seed": 0}, **options)
     torch.testing.assert_close(again["logits"], first["logits"], atol=1e-3, rtol=1e-3)  # the same features, fitted anew
+    assert options["cache"].read_bytes() == kept
     assert again["images_per_second"] == first["images_per_second"]
     other = baselines.frozen("resnet10", data, data, settings={"seed": 1}, **options)
     assert not torch.allclose(other["logits"], first["logits"], atol=0.1)
