@@ -121,17 +121,20 @@ def decode_mask(data: bytes) -> np.ndarray:
 def resize(
     pixels: np.ndarray, size: tuple[int, int], fit: str = "squash", *, original: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Antialiased uint8 array (H, W, 3) of `size` = (height, width): Lanczos, equal to Pillow's within a grey level.
+    """Antialiased uint8 (..., H, W, 3) of `size` = (height, width): Lanczos, equal to Pillow's within a grey level.
 
+    pixels: one picture (H, W, 3), or several of one shape, (N, H, W, 3), in a third less time.
     fit: `squash` ignores the aspect ratio, as the study did; `pad` keeps it and adds white; `crop` keeps it and cuts,
     at whole pixels of what was decoded.
     original: (width, height) before `decode` scaled: 321 rows at a quarter of 1281 are 320.25, and are taken as such.
     Taught in: chapter 1.
     """
-    extent = [float(side) for side in pixels.shape[:2]]
+    extent = [float(side) for side in pixels.shape[-3:-1]]
     if original:
-        extent = [_covered(whole, side) for whole, side in zip(original[::-1], pixels.shape[:2], strict=True)]
-    return _fit(pixels, extent, size, fit, _lanczos, 255)
+        extent = [_covered(whole, side) for whole, side in zip(original[::-1], pixels.shape[-3:-1], strict=True)]
+    several = pixels if pixels.ndim == 4 else pixels[None]
+    made = _fit(several, extent, size, fit, _lanczos, 255)
+    return made if several is pixels else made[0]
 
 
 def _covered(whole: int, side: int) -> float:
@@ -144,7 +147,7 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "squash") ->
 
     Taught in: chapter 1.
     """
-    return _fit(mask, mask.shape, size, fit, _nearest, 0)
+    return _fit(mask[None], mask.shape, size, fit, _nearest, 0)[0]
 
 
 def _fit(
@@ -155,14 +158,14 @@ def _fit(
         scale = max(height / rows, width / columns)
         extent = [min(side, max(1, round(wanted / scale))) for side, wanted in zip(extent, size, strict=True)]
         top, left = int(rows - extent[0]) // 2, int(columns - extent[1]) // 2
-        pixels = pixels[top : top + math.ceil(extent[0]), left : left + math.ceil(extent[1])]
+        pixels = pixels[:, top : top + math.ceil(extent[0]), left : left + math.ceil(extent[1])]
     if fit != "pad":
         return scale_to(pixels, extent, size)
     scale = min(height / rows, width / columns)
     inner = max(1, round(rows * scale)), max(1, round(columns * scale))
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    framed = np.full((height, width, *pixels.shape[2:]), background, np.uint8)
-    framed[top : top + inner[0], left : left + inner[1]] = scale_to(pixels, extent, inner)
+    framed = np.full((len(pixels), height, width, *pixels.shape[3:]), background, np.uint8)
+    framed[:, top : top + inner[0], left : left + inner[1]] = scale_to(pixels, extent, inner)
     return framed
 
 
@@ -171,11 +174,11 @@ def _lanczos(pixels: np.ndarray, extent: Sequence[float], size: tuple[int, int])
     import torch
 
     while min(side / wanted for side, wanted in zip(extent, size, strict=True)) >= 2 * HALVED:
-        pixels, extent = _halved(pixels), [side / 2 for side in extent]
-    planes = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)  # channels_last
+        pixels, extent = np.stack([_halved(picture) for picture in pixels]), [side / 2 for side in extent]
+    planes = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(0, 3, 1, 2)  # channels_last
     factors = [(wanted + 1e-6) / side for wanted, side in zip(size, extent, strict=True)]  # the size is rounded down
     scaled = torch.nn.functional.interpolate(planes, scale_factor=factors, mode="lanczos", antialias=True)
-    return scaled[0, :, : size[0], : size[1]].permute(1, 2, 0).numpy()
+    return scaled[:, :, : size[0], : size[1]].permute(0, 2, 3, 1).numpy()
 
 
 def _halved(pixels: np.ndarray) -> np.ndarray:
@@ -188,8 +191,8 @@ def _halved(pixels: np.ndarray) -> np.ndarray:
     return cv2.resize(pixels, (-(-width // 2), -(-height // 2)), interpolation=cv2.INTER_AREA)
 
 
-def _nearest(mask: np.ndarray, extent: Sequence[float], size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+def _nearest(masks: np.ndarray, extent: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+    return np.stack([Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST) for mask in masks])
 
 
 def digest(pixels: np.ndarray, original: tuple[int, int]) -> str:

@@ -17,9 +17,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,6 +32,7 @@ from fashionlib.images import VERSION, Size, size_name
 from fashionlib.runtime import InputError
 
 CHUNK = 32  # products a worker takes at a time
+BLOCK = 2 * 2**20  # bytes of decoded pictures that are resized together: some eight, within a core's cache
 FACTS = ["width", "height", "digest", "problem"]  # of a file: original size, digest of its pixels, or what is wrong
 
 
@@ -233,45 +236,73 @@ def _decode_chunk(job: _Job, members: list, first: int) -> int:
     """Write rows first, first + 1, ... of every array, then the note that says so; returns the number of rows."""
     started = time.perf_counter()
     runtime.use_threads(1)  # the chunks are what runs in parallel
-    facts, blank = [], {name: bytes(math.prod(shape)) for name, shape in job.arrays().items()}
+    facts = []
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(job.path(name).open("r+b")) for name in blank}
+        files = {name: stack.enter_context(job.path(name).open("r+b")) for name in job.arrays()}
         for name, file in files.items():  # written, not mapped: a disk that fails is an error, not a crash
-            file.seek(np.load(job.path(name), mmap_mode="r").offset + first * len(blank[name]))
-        for member in members:
-            rows, fact = _decode_one(job, member)
-            facts.append(fact)
-            for name, file in files.items():
-                file.write(np.ascontiguousarray(rows[name]) if name in rows else blank[name])
+            file.seek(np.load(job.path(name), mmap_mode="r").offset + first * math.prod(job.arrays()[name]))
+        for block in _blocks(_decode_one(job, member) for member in members):
+            for name, rows in _rows(job, block).items():
+                files[name].write(rows)
+            facts += [decoded.fact for decoded in block]
     note = {"seconds": time.perf_counter() - started, "facts": facts}
     artifacts.write_json(_note_path(job, first, len(members)), note)
     return len(members)
 
 
-def _decode_one(job: _Job, member: tuple[str, str | None]) -> tuple[dict[str, np.ndarray], tuple]:
-    """Decode one product: its row of every array, by name, and its FACTS.
+class _Decoded(NamedTuple):
+    """One product: its FACTS and, where the file can be read, its picture uint8 (H, W, 3), its mask uint8 (H, W)."""
 
-    What is wrong with the file itself is noted, and there are no rows; a source that cannot be read ends the run, to be
-    taken up later.
-    """
+    fact: tuple
+    picture: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+def _decode_one(job: _Job, member: tuple[str, str | None]) -> _Decoded:
+    """What is wrong with the file itself is noted; a source that cannot be read ends the run, to be taken up later."""
     try:
         data, mask = (job.source.read(name) if name else None for name in member)
     except OSError as error:
         raise sources.unreadable(job.source.path, error) from error
     except ValueError as error:
-        return {}, (0, 0, "", f"{type(error).__name__}: {error}")
+        return _Decoded((0, 0, "", f"{type(error).__name__}: {error}"))
     wanted = (*job.shapes, duplicates.THUMBNAIL)
     try:
         picture, original = decoding.decode(data, tuple(max(shape[axis] for shape in wanted) for axis in (0, 1)))
         mask = decoding.decode_mask(mask) if mask else None
     except decoding.UNREADABLE as error:
-        return {}, (0, 0, "", f"{type(error).__name__}: {error}")
-    rows = {"thumbnails": decoding.resize(picture, duplicates.THUMBNAIL, original=original)}
-    for shape in job.shapes:
-        rows[f"images_{size_name(shape)}"] = decoding.resize(picture, shape, job.fit, original=original)
-        if mask is not None:
-            rows[f"masks_{size_name(shape)}"] = decoding.resize_mask(mask, shape, job.fit)
-    return rows, (*original, decoding.digest(picture, original), None)
+        return _Decoded((0, 0, "", f"{type(error).__name__}: {error}"))
+    return _Decoded((*original, decoding.digest(picture, original), None), picture, mask)
+
+
+def _blocks(decoded: Iterable[_Decoded]) -> Iterator[list[_Decoded]]:
+    """Cut where the pictures no longer fit into a processor's cache together: a huge one is a block of its own."""
+    block, held = [], 0
+    for each in decoded:
+        block.append(each)
+        held += 0 if each.picture is None else each.picture.nbytes
+        if held >= BLOCK:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
+
+
+def _rows(job: _Job, block: list[_Decoded]) -> dict[str, np.ndarray]:
+    """Rows of every array, by its name; zeros for what cannot be read. Pictures of one shape are resized together."""
+    rows = {name: np.zeros((len(block), *shape), np.uint8) for name, shape in job.arrays().items()}
+    alike = defaultdict(list)
+    for i, (fact, picture, mask) in enumerate(block):
+        if picture is not None:
+            alike[fact[:2], picture.shape].append(i)
+        for shape in job.shapes if mask is not None else ():
+            rows[f"masks_{size_name(shape)}"][i] = decoding.resize_mask(mask, shape, job.fit)
+    for (original, _), places in alike.items():
+        pictures = np.stack([block[i].picture for i in places])
+        rows["thumbnails"][places] = decoding.resize(pictures, duplicates.THUMBNAIL, original=original)
+        for shape in job.shapes:
+            rows[f"images_{size_name(shape)}"][places] = decoding.resize(pictures, shape, job.fit, original=original)
+    return rows
 
 
 # --- index and manifest -----------------------------------------------------------------------------------------------

@@ -45,6 +45,15 @@ def test_every_fit_gives_every_size(fit, size):
         assert np.isin(resized, (200, 255)).all()  # the picture, or padding
 
 
+@pytest.mark.parametrize("fit", decoding.FITS)
+def test_several_pictures_at_once_are_what_each_alone_is(fit):
+    several = np.random.default_rng(0).integers(0, 256, (3, 301, 83, 3), dtype=np.uint8)
+    for size in ((5, 8), (64, 64), (400, 90)):
+        together = decoding.resize(several, size, fit, original=(330, 1201))
+        alone = [decoding.resize(each, size, fit, original=(330, 1201)) for each in several]
+        assert (together == np.stack(alone)).all()
+
+
 def test_enlarging_is_smooth():
     edge = np.repeat(np.array([[0, 0, 200, 200]], np.uint8)[..., None], 3, axis=2).repeat(4, axis=0)
     enlarged = decoding.resize(edge, (40, 40))

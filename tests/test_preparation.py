@@ -18,7 +18,7 @@ import pytest
 from conftest import BLUE, GREEN, RED, WHITE, csv_line, encode, ordinary_user, solid, write_catalogue
 from PIL import Image
 
-from fashionlib import catalogue, images, preparation
+from fashionlib import catalogue, decoding, images, preparation
 from fashionlib.runtime import InputError
 
 
@@ -99,6 +99,23 @@ def test_subsets(tmp_path):
     assert (parts[0].labels == 2).all()
     assert len(prepared.subset("train", (8, 6), classes=[2, 3]).rows) == 30
     assert len(prepared.subset("train", (8, 6), classes=[1]).rows) == 0
+
+
+@pytest.mark.parametrize("block", [1, 30_000, preparation.BLOCK])
+def test_every_row_is_its_own_file_whatever_lies_beside_it(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(preparation, "BLOCK", block)
+    shapes = [(80, 60), (60, 80), (81, 60), (80, 60), None, (60, 80), (80, 60), (700, 500)]
+    noise = np.random.default_rng(0)
+    pictures = {
+        i: encode(noise.integers(0, 256, (*shape, 3), dtype=np.uint8)) if shape else b"no picture"
+        for i, shape in enumerate(shapes, start=1)
+    }
+    prepared = prepare(tmp_path, pictures, sizes=((40, 30), (8, 6)))
+    assert prepared.index["id"].tolist() == [1, 2, 3, 4, 6, 7, 8]
+    for row, product in enumerate(prepared.index["id"]):
+        pixels, original = decoding.decode(pictures[product], (40, 30))
+        for size in ((40, 30), (8, 6)):
+            assert (prepared.array(size)[row] == decoding.resize(pixels, size, original=original)).all()
 
 
 def test_unreadable_files_are_left_out_and_named(tmp_path):

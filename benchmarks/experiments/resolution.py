@@ -124,8 +124,7 @@ def round_trip(model: nn.Module, prepared: images.Prepared, label: int) -> dict:
     halves = np.array_split(np.random.default_rng(0).permutation(rows), 2)
     count = min(map(len, halves))
     reference, half = (prepared.array(224)[np.sort(part[:count])] for part in halves)
-    there = [decoding.resize(picture, (64, 64)) for picture in half]
-    back = np.stack([decoding.resize(picture, (224, 224)) for picture in there])
+    back = decoding.resize(decoding.resize(half, (64, 64)), (224, 224))
 
     def embed(pixels: np.ndarray) -> torch.Tensor:
         return judging.embed(model, pixels, size=224)[0]
