@@ -15,6 +15,11 @@ from fashionlib import runtime
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 800}
 CHAPTERS = [f"notebooks/{path.stem}" for path in NOTEBOOKS]
+CUT_OFF = """[...document.querySelectorAll("main :is(h1, h2, h3, p, li, a, img, svg)")].filter(one => {
+    for (let box = one; box.tagName !== "MAIN"; box = box.parentElement)
+        if (["auto", "scroll"].includes(getComputedStyle(box).overflowX)) return false
+    return one.getBoundingClientRect().right > innerWidth
+}).map(one => one.textContent || one.outerHTML)"""  # what lies beyond the right edge, and cannot be scrolled to
 each_page = pytest.mark.parametrize("page_name", ["index", *PAGES])
 
 
@@ -50,6 +55,7 @@ def test_a_page_is_whole_on_a_desktop_and_on_a_phone(browser, address, page_name
             )
             assert broken == []
             assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+            assert page.evaluate(CUT_OFF) == []
             assert page.locator("main mjx-container").count() == page.locator("main .math").count()
             assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
         assert outside == []
