@@ -276,7 +276,7 @@ def _decode_one(job: _Job, member: tuple[str, str | None]) -> _Decoded:
 
 
 def _blocks(decoded: Iterable[_Decoded]) -> Iterator[list[_Decoded]]:
-    """Cut where the pictures no longer fit into a processor's cache together: a huge one is a block of its own."""
+    """Cut where the pictures would no longer fit into a processor's cache together: a huge one ends its block."""
     block, held = [], 0
     for each in decoded:
         block.append(each)
