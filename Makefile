@@ -83,7 +83,7 @@ NETWORK := $(DATA) decoding convolutions training classifier
 library = $(patsubst %,fashionlib/%.py,$(1))
 executed = $(patsubst %,$(OUT)/notebooks/%.ipynb,$(1))
 
-$(call executed,01_data_preparation): $(call library,$(DATA) sources decoding duplicates staging preparation synthetic descriptions plots) fashionlib/drawings.txt
+$(call executed,01_data_preparation): $(call library,$(DATA) sources decoding duplicates staging chunks preparation synthetic descriptions plots) fashionlib/drawings.txt
 $(call executed,02_resnet152): $(call library,$(NETWORK) evaluation descriptions plots) $(call executed,01_data_preparation) \
 	benchmarks/results/splits.json
 $(call executed,02b_comparisons): $(call library,$(NETWORK) evaluation baselines descriptions plots) $(call executed,02_resnet152)

@@ -3,8 +3,9 @@
     folder = preparation.prepare("fashion-product-images-small.zip", artifacts.folder("small") / "prepared", sizes=[64])
     prepared = images.load(folder)
 
-Work goes on in `<folder>.partial` (`staging`), a chunk of products at a time, by all cores. Killed at any moment, it is
-taken up by the next call and ends with the same bytes. An earlier result is replaced only by a finished one.
+Work goes on in `<folder>.partial` (`staging`), a chunk of products at a time, by all cores (`chunks`). Killed at any
+moment, it is taken up by the next call and ends with the same bytes. An earlier result is replaced only by a finished
+one.
 joblib's Dask backend takes the same call to a cluster whose workers see the same files.
 """
 
@@ -12,28 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import math
-import os
 import shutil
-import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import xxhash
 
-from fashionlib import artifacts, catalogue, decoding, duplicates, images, runtime, sources, staging
+from fashionlib import artifacts, catalogue, chunks, decoding, duplicates, images, sources, staging
 from fashionlib.images import VERSION, Size, size_name
 from fashionlib.runtime import InputError
-
-CHUNK = 32  # products a worker takes at a time
-BLOCK = 2 * 2**20  # bytes of decoded pictures that are resized together: some eight, within a core's cache
-FACTS = ["width", "height", "digest", "problem"]  # of a file: original size, digest of its pixels, or what is wrong
 
 
 def prepare(
@@ -85,9 +75,9 @@ def prepare(
 def _make(partial: Path, opened: sources.Source, source, shapes: list, settings: dict, old_parts, workers: int) -> None:
     """All files of the folder; the manifest comes last."""
     products, counts = _products(opened, settings["all_genders"])
-    job = _Job(partial, opened.reader(), tuple(shapes), settings["fit"], masks=bool(counts["drawn"]))
-    _allocate(job, len(products))
-    facts, speed = _decode(job, products, workers)
+    job = chunks.Job(partial, opened.reader(), tuple(shapes), settings["fit"], masks=bool(counts["drawn"]))
+    chunks.allocate(job, len(products))
+    facts, speed = chunks.decode(job, products, workers)
     if sources.open_source(source).fingerprint() != opened.fingerprint():
         staging.discard(partial)
         raise InputError(f"source {opened.path} was changed while it was read: run again when it is complete.")
@@ -135,26 +125,6 @@ def _is_pair(pair: object) -> bool:
     return whole and len(pair) == 2
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a worker needs to know: where to write, where to read, and the sizes to make."""
-
-    folder: Path
-    source: sources.Source
-    shapes: tuple[tuple[int, int], ...]  # (height, width)
-    fit: str
-    masks: bool  # a drawn catalogue has ground truth beside its pictures
-
-    def arrays(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of one row of every array."""
-        pictures = {f"images_{size_name(shape)}": (*shape, 3) for shape in self.shapes}
-        masks = {f"masks_{size_name(shape)}": shape for shape in self.shapes if self.masks}
-        return pictures | masks | {"thumbnails": (*duplicates.THUMBNAIL, 3)}
-
-    def path(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
-
-
 def _products(source: sources.Source, all_genders: bool) -> tuple[pd.DataFrame, dict]:
     """The products (Men/Women, or all) that have a file, by their ids, with the members to read; and the counts."""
     table, malformed = catalogue.read_styles(source)
@@ -178,143 +148,18 @@ def _products(source: sources.Source, all_genders: bool) -> tuple[pd.DataFrame, 
     return products, counts
 
 
-# --- decoding ---------------------------------------------------------------------------------------------------------
-
-
-def _allocate(job: _Job, count: int) -> None:
-    """Reserve the space of all arrays: a full disk is an error now, not after hours of work."""
-    if (job.folder / "facts").exists():
-        return
-    try:
-        for name, shape in job.arrays().items():
-            np.lib.format.open_memmap(job.path(name), "w+", np.uint8, (count, *shape))
-            with job.path(name).open("r+b") as file:
-                if hasattr(os, "posix_fallocate"):  # not on macOS
-                    os.posix_fallocate(file.fileno(), 0, job.path(name).stat().st_size)
-        (job.folder / "facts").mkdir()
-    except OSError:
-        staging.discard(job.folder)  # gives the space back; nothing has been decoded yet
-        raise
-
-
-def _decode(job: _Job, products: pd.DataFrame, workers: int) -> tuple[pd.DataFrame, float]:
-    """Decode what is not decoded yet, in chunks on all cores (the decoder releases the interpreter's lock).
-
-    Returns what was found in each file, and images/s over all chunks, those of an earlier, killed call included.
-    """
-    from joblib import Parallel, delayed, effective_n_jobs
-
-    members = list(zip(products["file"], products["mask"], strict=True))
-    chunks = {first: members[first : first + CHUNK] for first in range(0, len(members), CHUNK)}
-    todo = [first for first, chunk in chunks.items() if _note(job, first, len(chunk)) is None]
-    done = len(members) - sum(len(chunks[first]) for first in todo)
-    tasks = (delayed(_decode_chunk)(job, chunks[first], first) for first in todo)
-    threads = runtime.use_threads(1)
-    try:
-        with runtime.progress(None, "decoding", total=len(members), initial=done, unit="img") as bar:
-            for count in Parallel(n_jobs=workers, prefer="threads", return_as="generator")(tasks):
-                bar.update(count)
-    finally:
-        runtime.use_threads(threads)
-    notes = [_note(job, first, len(chunk)) for first, chunk in chunks.items()]
-    seconds = sum(note["seconds"] for note in notes) / min(effective_n_jobs(workers), len(chunks))
-    facts = pd.DataFrame([fact for note in notes for fact in note["facts"]], columns=FACTS)
-    return facts.astype({"width": "int32", "height": "int32"}), round(len(members) / seconds, 1)
-
-
-def _note_path(job: _Job, first: int, count: int) -> Path:
-    return job.folder / "facts" / f"{first:09d}-{count}.json"
-
-
-def _note(job: _Job, first: int, count: int) -> dict | None:
-    """What a finished chunk says of its files; None where it is not finished."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(_note_path(job, first, count).read_text())
-
-
-def _decode_chunk(job: _Job, members: list, first: int) -> int:
-    """Write rows first, first + 1, ... of every array, then the note that says so; returns the number of rows."""
-    started = time.perf_counter()
-    runtime.use_threads(1)  # the chunks are what runs in parallel
-    facts = []
-    with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(job.path(name).open("r+b")) for name in job.arrays()}
-        for name, file in files.items():  # written, not mapped: a disk that fails is an error, not a crash
-            file.seek(np.load(job.path(name), mmap_mode="r").offset + first * math.prod(job.arrays()[name]))
-        for block in _blocks(_decode_one(job, member) for member in members):
-            for name, rows in _rows(job, block).items():
-                files[name].write(rows)
-            facts += [decoded.fact for decoded in block]
-    note = {"seconds": time.perf_counter() - started, "facts": facts}
-    artifacts.write_json(_note_path(job, first, len(members)), note)
-    return len(members)
-
-
-class _Decoded(NamedTuple):
-    """One product: its FACTS and, where the file can be read, its picture uint8 (H, W, 3), its mask uint8 (H, W)."""
-
-    fact: tuple
-    picture: np.ndarray | None = None
-    mask: np.ndarray | None = None
-
-
-def _decode_one(job: _Job, member: tuple[str, str | None]) -> _Decoded:
-    """What is wrong with the file itself is noted; a source that cannot be read ends the run, to be taken up later."""
-    try:
-        data, mask = (job.source.read(name) if name else None for name in member)
-    except OSError as error:
-        raise sources.unreadable(job.source.path, error) from error
-    except ValueError as error:
-        return _Decoded((0, 0, "", f"{type(error).__name__}: {error}"))
-    wanted = (*job.shapes, duplicates.THUMBNAIL)
-    try:
-        picture, original = decoding.decode(data, tuple(max(shape[axis] for shape in wanted) for axis in (0, 1)))
-        mask = decoding.decode_mask(mask) if mask else None
-    except decoding.UNREADABLE as error:
-        return _Decoded((0, 0, "", f"{type(error).__name__}: {error}"))
-    return _Decoded((*original, decoding.digest(picture, original), None), picture, mask)
-
-
-def _blocks(decoded: Iterable[_Decoded]) -> Iterator[list[_Decoded]]:
-    """Cut where the pictures would no longer fit into a processor's cache together: a huge one ends its block."""
-    block, held = [], 0
-    for each in decoded:
-        block.append(each)
-        held += 0 if each.picture is None else each.picture.nbytes
-        if held >= BLOCK:
-            yield block
-            block, held = [], 0
-    if block:
-        yield block
-
-
-def _rows(job: _Job, block: list[_Decoded]) -> dict[str, np.ndarray]:
-    """Rows of every array, by its name; zeros for what cannot be read. Pictures of one shape are resized together."""
-    rows = {name: np.zeros((len(block), *shape), np.uint8) for name, shape in job.arrays().items()}
-    alike = defaultdict(list)
-    for i, (fact, picture, mask) in enumerate(block):
-        if picture is not None:
-            alike[fact[:2], picture.shape].append(i)
-        for shape in job.shapes if mask is not None else ():
-            rows[f"masks_{size_name(shape)}"][i] = decoding.resize_mask(mask, shape, job.fit)
-    for (original, _), places in alike.items():
-        pictures = np.stack([block[i].picture for i in places])
-        rows["thumbnails"][places] = decoding.resize(pictures, duplicates.THUMBNAIL, original=original)
-        for shape in job.shapes:
-            rows[f"images_{size_name(shape)}"][places] = decoding.resize(pictures, shape, job.fit, original=original)
-    return rows
-
-
 # --- index and manifest -----------------------------------------------------------------------------------------------
 
 
-def _finish(job: _Job, products: pd.DataFrame, facts: pd.DataFrame, settings: dict, old: pd.Series | None) -> dict:
+def _finish(
+    job: chunks.Job, products: pd.DataFrame, facts: pd.DataFrame, settings: dict, old: pd.Series | None
+) -> dict:
     """Leave out what cannot be read, find duplicates, split, write the index; returns the manifest's entries."""
     readable = facts["problem"].isna()
     if not readable.any():
         raise InputError(f"none of the {len(facts)} pictures of the source can be read ({facts['problem'][0]}).")
     for name, shape in job.arrays().items():
-        _keep_rows(job.path(name), np.flatnonzero(readable), len(facts), shape)
+        chunks.keep_rows(job.path(name), np.flatnonzero(readable), len(facts), shape)
     index = pd.concat([products, facts], axis=1)[readable].reset_index(drop=True)
     index = _group_and_split(index, job.path("thumbnails"), settings, old)
     index.to_parquet(job.folder / "index.parquet", index=False)
@@ -380,19 +225,6 @@ def _old_parts(previous: str | Path, folder: Path) -> pd.Series | None:
     if not parts.index.is_unique:
         raise InputError(f"{wanted}; in {path} an id comes twice.")
     return parts[parts.isin(list(catalogue.SPLITS))]
-
-
-def _keep_rows(path: Path, rows: np.ndarray, count: int, shape: tuple[int, ...]) -> None:
-    """Rewrite an array of `count` rows with some of them, a chunk at a time; done already where it has no more."""
-    if len(rows) == count or len(np.load(path, mmap_mode="r")) == len(rows):
-        return
-    kept = path.with_suffix(".kept")
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *shape)}
-    with kept.open("wb") as file:  # written, not mapped: a full disk is then an error, not a crash
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(rows), CHUNK):
-            file.write(np.load(path, mmap_mode="r")[rows[start : start + CHUNK]])
-    kept.replace(path)
 
 
 def _checksum(path: Path) -> str:

@@ -18,7 +18,7 @@ import pytest
 from conftest import BLUE, GREEN, RED, WHITE, csv_line, encode, ordinary_user, solid, write_catalogue
 from PIL import Image
 
-from fashionlib import catalogue, decoding, images, preparation
+from fashionlib import catalogue, chunks, decoding, images, preparation
 from fashionlib.runtime import InputError
 
 
@@ -101,9 +101,9 @@ def test_subsets(tmp_path):
     assert len(prepared.subset("train", (8, 6), classes=[1]).rows) == 0
 
 
-@pytest.mark.parametrize("block", [1, 30_000, preparation.BLOCK])
+@pytest.mark.parametrize("block", [1, 30_000, chunks.BLOCK])
 def test_every_row_is_its_own_file_whatever_lies_beside_it(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(preparation, "BLOCK", block)
+    monkeypatch.setattr(chunks, "BLOCK", block)
     shapes = [(80, 60), (60, 80), (81, 60), (80, 60), None, (60, 80), (80, 60), (700, 500)]
     noise = np.random.default_rng(0)
     pictures = {
@@ -276,7 +276,7 @@ def test_a_source_without_a_usable_product(tmp_path):
 
 
 def test_threads_do_not_change_the_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "CHUNK", 3)  # many chunks from few pictures
+    monkeypatch.setattr(chunks, "CHUNK", 3)  # many chunks from few pictures
     pictures = {i: numbered(i) for i in range(1, 12)}
     source = write_catalogue(tmp_path / "catalogue", [csv_line(i) for i in pictures], pictures)
     one = images.load(preparation.prepare(source, tmp_path / "one", sizes=[4], workers=1))
@@ -357,8 +357,8 @@ def test_sizes_below_that_of_the_thumbnails(tmp_path, size, sizes):
 PICTURES = {i: numbered(i % 250) for i in range(1, 400)}
 COMMAND = """
 import sys
-from fashionlib import preparation
-preparation.CHUNK = 5
+from fashionlib import chunks, preparation
+chunks.CHUNK = 5
 preparation.prepare(sys.argv[1], __import__("pathlib").Path(sys.argv[2]), sizes=eval(sys.argv[3]), workers=1)
 """
 
@@ -404,12 +404,13 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, large):
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("step", ["_keep_rows", "_group_and_split", "_checksum", "_tidy"])
+@pytest.mark.parametrize("step", ["keep_rows", "_group_and_split", "_checksum", "_tidy"])
 def test_killed_while_it_finishes(tmp_path, large, step, monkeypatch):
     source, expected = large
     folder = tmp_path / "prepared"
-    monkeypatch.setattr(preparation, "CHUNK", 5)
-    original, calls = getattr(preparation, step), []
+    monkeypatch.setattr(chunks, "CHUNK", 5)
+    module = chunks if step == "keep_rows" else preparation
+    original, calls = getattr(module, step), []
 
     def killed_at_the_second_call(*arguments):
         calls.append(step)
@@ -419,10 +420,10 @@ def test_killed_while_it_finishes(tmp_path, large, step, monkeypatch):
             raise KeyboardInterrupt  # no handler of ours sees it: what is on disk stays as SIGKILL would leave it
         return original(*arguments)
 
-    monkeypatch.setattr(preparation, step, killed_at_the_second_call)
+    monkeypatch.setattr(module, step, killed_at_the_second_call)
     with pytest.raises(KeyboardInterrupt):
         preparation.prepare(source, folder, sizes=[(8, 6), 96], workers=1)
-    monkeypatch.setattr(preparation, step, original)
+    monkeypatch.setattr(module, step, original)
     monkeypatch.setattr(preparation.decoding, "decode", None)  # nothing is decoded a second time
     preparation.prepare(source, folder, sizes=[(8, 6), 96], workers=1)
     assert fingerprints(folder) == expected
@@ -452,7 +453,7 @@ def test_killed_between_the_renames_nothing_is_lost(tmp_path, monkeypatch, sizes
 def test_a_source_that_goes_away_ends_the_run_and_loses_no_product(tmp_path, monkeypatch):
     pictures = {i: numbered(i) for i in range(1, 21)}
     source = write_catalogue(tmp_path / "catalogue", [csv_line(i) for i in pictures], pictures)
-    monkeypatch.setattr(preparation, "CHUNK", 5)
+    monkeypatch.setattr(chunks, "CHUNK", 5)
     (source / "images").rename(tmp_path / "elsewhere")
     (source / "images").symlink_to(tmp_path / "elsewhere")  # a share that is mounted
     read = preparation.sources.Source.read
@@ -559,7 +560,7 @@ def test_a_full_disk(tmp_path, large):
 @needs_root
 def test_a_disk_that_fills_up_meanwhile(tmp_path, large, monkeypatch):
     source, _ = large
-    monkeypatch.setattr(preparation, "CHUNK", 50)
+    monkeypatch.setattr(chunks, "CHUNK", 50)
     with small_disk(32) as disk:
         writing = preparation.artifacts.write_json
 
