@@ -7,6 +7,7 @@
 PROFILE ?= sample
 SOURCE ?=
 PYTHON ?= python3
+WORKERS ?= 2
 TORCH_INDEX ?=
 LAB_OPTIONS ?=
 
@@ -25,6 +26,7 @@ BOOK := _config.yml _toc.yml index.md introduction.md glossary.md bibliography.m
 export JUPYTER_PREFER_ENV_PATH := 1
 $(if $(word 2,$(BUILD)),$(error FASHION_BUILD must be a path without spaces, found "$(BUILD)"))
 .DELETE_ON_ERROR:
+.NOTPARALLEL: # a chapter takes every core by itself; two at once are many times slower, whatever MAKEFLAGS says
 .PHONY: help report notebooks test lab student bench experiments clean check
 
 help: ## list the commands
@@ -38,12 +40,13 @@ report: notebooks ## run the chapters that changed and render the book [PROFILE=
 notebooks: check ## run the chapters that changed, without rendering [PROFILE=...] [SOURCE=...]
 	@$(MAKE) --no-print-directory $(EXECUTED)
 
-test: .venv/.installed ## ruff, pytest, nbval on every notebook, the published book (in a temporary build folder)
+# Half of the tests' time is spent on one core (imports, kernels, the browser): two processes of one thread each use both.
+test: .venv/.installed ## ruff, pytest, nbval on every notebook, the published book (in a temporary build folder) [WORKERS=...]
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && export FASHION_BUILD="$$build" \
 	&& $(MAKE) --no-print-directory report PROFILE=sample SOURCE= \
-	&& $(BIN)/pytest --nbval-lax tests notebooks
+	&& OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --nbval-lax tests notebooks
 
 # LAB_OPTIONS: JupyterLab's own options; on a server: make lab LAB_OPTIONS="--no-browser --ServerApp.port=8890".
 lab: .venv/.installed ## open the course in JupyterLab [LAB_OPTIONS=...]

@@ -7,6 +7,8 @@ test looks like a broken one, a silent one is forgotten.
 import contextlib
 import io
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from fashionlib import catalogue, runtime
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 DESELECTED = pytest.StashKey[dict[str, list[str]]]()
+OWN_BUILD = pytest.StashKey[str]()
 
 
 def real_data_folder() -> Path | None:
@@ -45,11 +48,48 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.nodeid not in names]
 
 
+def pytest_sessionfinish(session):
+    """One of several processes (pytest -n) hands over what it deselected: it has no terminal."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["deselected"] = session.config.stash.get(DESELECTED, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    if hasattr(node, "workeroutput"):  # it has not where the process died
+        node.config.stash[DESELECTED] = node.workeroutput["deselected"]
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for marker, names in config.stash.get(DESELECTED, {}).items():
         terminalreporter.section(f"deselected: {marker} is not available on this machine")
         for name in names:
             terminalreporter.write_line(name)
+
+
+def own_build(config) -> str:
+    """A build folder for the chapters that this process runs, with a copy of the sample profile's artifacts.
+
+    Two processes that run chapters in one folder would overwrite each other's results, and those that the published
+    book is compared with.
+    """
+    if OWN_BUILD not in config.stash:
+        folder = tempfile.TemporaryDirectory(prefix="fashion-build-")
+        config.add_cleanup(folder.cleanup)
+        made = runtime.build_root() / "sample" / "artifacts"
+        if made.is_dir():
+            shutil.copytree(made, Path(folder.name) / "sample" / "artifacts")
+        config.stash[OWN_BUILD] = folder.name
+    return config.stash[OWN_BUILD]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    """nbval starts a notebook's kernel before its first cell."""
+    with pytest.MonkeyPatch.context() as patch:
+        if item.path.suffix == ".ipynb":
+            patch.setenv("FASHION_BUILD", own_build(item.config))
+        return (yield)
 
 
 def solid(colour, size=(60, 80), *, mode="RGB", file_format="PNG", **options) -> bytes:

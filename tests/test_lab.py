@@ -1,7 +1,7 @@
 """The course in JupyterLab, as its readers use it: every chapter is opened in a browser and all its cells are run.
 
-The build folder is the one of `make test`, whose report has just been made; the notebooks are copies, because
-JupyterLab saves what it shows.
+The build folder is a copy of the one of `make test`, whose report has just been made; the notebooks are copies, too,
+because JupyterLab saves what it shows.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import nbformat.v4
 import psutil
 import pytest
 from browser import Opened, open_page
+from conftest import own_build
 from playwright.sync_api import Page, TimeoutError, expect
 from test_notebooks import NOTEBOOKS, each_notebook
 
@@ -84,14 +85,14 @@ def stop(process: subprocess.Popen) -> None:
 
 
 @contextlib.contextmanager
-def served(command: list[str], lab: Lab, home: Path) -> Iterator[Lab]:
+def served(command: list[str], lab: Lab, home: Path, **environment: str) -> Iterator[Lab]:
     """`lab` while `command` serves it; what the command says is in the failure, should it not."""
     log = home / "log.txt"
     with log.open("w") as stream:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=untouched_by_the_user(home),
+            env=untouched_by_the_user(home) | environment,
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -130,7 +131,7 @@ def new_lab(folder: Path) -> Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
+def lab(tmp_path_factory, pytestconfig) -> Iterator[Lab]:
     """One server for all chapters, offline: it looks for neither news nor extensions."""
     home = tmp_path_factory.mktemp("lab")
     lab = new_lab(home / "notebooks")
@@ -141,7 +142,7 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
     command = [sys.executable, "-m", "jupyterlab", str(lab.folder), *options(lab)]
     command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
     command += ["--allow-root"] if os.geteuid() == 0 else []
-    with served(command, lab, home) as running:
+    with served(command, lab, home, FASHION_BUILD=own_build(pytestconfig)) as running:
         yield running
 
 

@@ -1,5 +1,6 @@
 """The chapters as text: clean in git, one skeleton, every name they refer to is known."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -103,6 +104,15 @@ def test_skeleton(path):
     assert "```{footbibliography}" in text
     objectives = re.search(r"\{admonition\} Before you start.*?```", text, flags=re.DOTALL).group()
     assert 4 <= len(re.findall(r"^- ", objectives, flags=re.MULTILINE)) <= 5
+
+
+@each_notebook
+def test_what_a_solution_shows_is_folded_with_it(path):
+    cells = json.loads(path.read_text())["cells"]
+    for solution, after in itertools.pairwise(cells):
+        if "solution" in tags(solution):
+            text = "".join(after["source"])
+            assert text.startswith((":::{dropdown} Answer\n", ":::{admonition} Exercise", "## References")), text[:80]
 
 
 @each_notebook

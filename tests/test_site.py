@@ -108,6 +108,13 @@ def test_solutions_unfold(browser, address, chapter):
             assert not code.is_visible()
             solutions.nth(i).locator("summary").click()
             code.wait_for(state="visible")
+        answers = page.locator("details.sd-dropdown")
+        assert answers.count() >= 3
+        for i in range(answers.count()):
+            text = answers.nth(i).locator("p").first
+            assert not text.is_visible()
+            answers.nth(i).locator("summary").click()
+            text.wait_for(state="visible")
 
 
 def test_the_film_of_the_training_plays(browser, address):
