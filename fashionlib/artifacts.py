@@ -167,32 +167,41 @@ def save_checkpoint(path: Path, state: dict, *, settings: dict) -> None:
     Tensors are made contiguous; `load_state_dict` and `restore_optimizer` bring their memory format back.
     Taught in: chapter 2.
     """
+    from filelock import FileLock
     from safetensors.torch import save_file
 
     tensors: dict = {}
     skeleton = _flatten(state, "", tensors)
     header = {"state": json.dumps(skeleton, default=_plain), "settings": json.dumps(settings, default=_plain)}
     temporary = path.with_name(f"{path.name}.tmp")  # one name: what a killed run leaves, the next one overwrites
-    save_file(tensors, temporary, metadata=header)
-    temporary.replace(path)
+    with FileLock(f"{path}.lock"):  # two runs of one chapter
+        save_file(tensors, temporary, metadata=header)
+        temporary.replace(path)
 
 
 def load_checkpoint(path: Path, *, settings: dict) -> dict | None:
     """The state that `save_checkpoint` wrote with the same settings; None where there is none to go on from.
 
-    With other settings it says so, keeps the old file under another name and returns None.
-    Raises InputError for a damaged or foreign file. Taught in: chapter 2.
+    A file with other settings is kept under another name, in the place of the one that was kept there; if that one has
+    these settings, the two change places. Both are said. Raises InputError for a damaged or foreign file.
+    Taught in: chapter 2.
     """
-    if not path.exists():
-        return None
-    state, found = read_checkpoint(path)
+    kept, waiting = path.with_name(f"{path.stem}.previous{path.suffix}"), path.with_name(f"{path.name}.tmp")
+    (state, found), (earlier, then) = (read_checkpoint(one) if one.exists() else (None, None) for one in (path, kept))
     wanted = json.loads(json.dumps(settings, default=_plain))
     if found == wanted:
         return state
-    changed = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-    kept = path.with_name(f"{path.stem}.previous{path.suffix}")
-    path.replace(kept)
-    print(f"{path.name}: {', '.join(changed)} changed; starting afresh, the old file is kept as {kept.name}")
+    if then == wanted:
+        kept.replace(waiting)
+    if found is not None:
+        path.replace(kept)
+    if then == wanted:
+        waiting.replace(path)
+        print(f"{path.name}: going on from {kept.name}, which has these settings")
+        return earlier
+    if found is not None:
+        changed = ", ".join(sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)))
+        print(f"{path.name}: {changed} changed; starting afresh, the old file is kept as {kept.name}")
     return None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import itertools
 import json
 import os
 import platform
@@ -196,8 +197,16 @@ def _times(profile: str, runs: dict[str, dict]) -> str:
         cells = [_duration(seconds[chapter]) if chapter in seconds else "not run" for seconds in columns.values()]
         lines.append(f"| {{doc}}`notebooks/{chapter}` | {' | '.join(cells)} |")
     lines.append(f"| all | {' | '.join(_duration(sum(seconds.values())) for seconds in columns.values())} |")
-    lines.append(f"| on | {' | '.join(_machine(machine) for machine in where.values())} |")
+    machines = [_machine(machine) for machine in where.values()]
+    machines[0] += ", two chapters at once" if _overlap(runs) else ""
+    lines.append(f"| on | {' | '.join(machines)} |")
     return "\n".join(lines) + "\n"
+
+
+def _overlap(runs: dict[str, dict]) -> bool:
+    """Whether a chapter began before another one had ended; runs: papermill's metadata, times in ISO format."""
+    spans = sorted((run["start_time"], run["end_time"]) for run in runs.values())
+    return any(later[0] < earlier[1] for earlier, later in itertools.pairwise(spans))
 
 
 def _duration(seconds: float) -> str:
@@ -247,6 +256,7 @@ def _this_build(profile: str, runs: dict[str, dict]) -> str:
         "processor": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
         "GPU": machine["gpu"] or "none",
         "operating system": platform.system(),
+        "chapters at a time": "two, and so every speed on these pages" if _overlap(runs) else "one",
         "precision of the classifier": network["precision_mode"],
         "data": f"{manifest['settings']['source']}, fingerprint `{manifest['settings']['source_fingerprint'][:16]}`",
         "prepared as": ", ".join(manifest["settings"]["sizes"]) + f", {manifest['settings']['fit']}",

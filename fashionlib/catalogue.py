@@ -80,8 +80,8 @@ def split(label: pd.Series, group: pd.Series, *, seed: int = 0, previous: pd.Ser
     label: class of each product; group: `duplicates.groups`. A group counts for the class of its first member.
     previous: the part that a product has had in an earlier split, missing for new ones. Old products keep their
     part and draw the new members of their group to it; the other new groups fill up the parts.
-    Within a class the larger groups are placed first, each where most products are missing; products without a twin
-    then fill the parts exactly. Taught in: chapter 1.
+    Within a class the larger groups are placed first, each at random in proportion to what the parts still lack;
+    products without a twin then fill the parts exactly. Taught in: chapter 1.
     """
     generator = np.random.default_rng(seed)
     old = pd.Series(pd.NA, index=label.index, dtype="string") if previous is None else previous.astype("string")

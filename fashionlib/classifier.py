@@ -91,9 +91,11 @@ def _weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
     if "IMAGENET1K_V1" not in known:
         raise InputError(f"torchvision has no ImageNet weights (version 1) of {architecture}: choose weights = 'none'.")
     try:
-        return download(known["IMAGENET1K_V1"].url, f"ImageNet weights of {architecture}")
+        download(known["IMAGENET1K_V1"].url, f"ImageNet weights of {architecture}")
     except InputError as error:
         raise InputError(f"{error}, or choose weights = 'none'.") from error
+    # torchvision's own way into the network: files of DenseNets and vision transformers have older names in them
+    return torchvision.models.get_model(architecture, weights=known["IMAGENET1K_V1"]).state_dict()
 
 
 def download(url: str, what: str) -> dict[str, torch.Tensor]:
@@ -155,6 +157,7 @@ def train(
     runtime.seed_everything(recipe.seed)
     with runtime.first_process_first():  # it downloads
         model = build(architecture, weights=weights, stem=stem)
+    size = [size, size] if isinstance(size, int) else list(size)
     settings = {"architecture": architecture, "stem": stem, "size": size, "classes": len(CLASS_NAMES)}
     settings |= {"weights": weights, "fit": prepared.manifest["settings"]["fit"]}
     parts = (prepared.subset("train", size), prepared.subset("validation", size))
@@ -223,7 +226,7 @@ def probe(model: nn.Module, data: ImageSet, **options) -> None:
 
 
 def load(folder: Path, device: torch.device | str = "auto") -> tuple[nn.Module, dict]:
-    """The trained network of a run (in `eval()`) and its settings, from `classifier.safetensors` and `.json`.
+    """The trained network of a run (in `eval()`) and its settings, from `classifier.safetensors`.
 
     The settings hold architecture, stem and size, among others. Taught in: chapter 3.
     """

@@ -58,7 +58,8 @@ PENALTY_EVERY = 16  # steps between two gradient penalties, each as heavy as 16 
 class Recipe:
     """How the two networks are trained: the paper's settings, and below them the ingredients that came after it.
 
-    `benchmarks/experiments/gan_recipes.py` measures what each is worth. Raises InputError for an unknown loss.
+    `benchmarks/experiments/gan_recipes.py` measures what each is worth. Raises InputError for an unknown loss
+    and for numbers that must be positive and are not.
     Taught in: chapter 5.
     """
 
@@ -81,6 +82,7 @@ class Recipe:
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}; found {self.loss!r}.")
+        runtime.expect_positive(epochs=self.epochs)
 
 
 def ingredients(recipe: str) -> dict:
@@ -150,7 +152,7 @@ def fit(
     _check(train, recipe.batch_size)
     device = runtime.device(device) if isinstance(device, str) else device
     game = Game(train, recipe, device, runtime.resolve_precision(device, precision))
-    game.resume(checkpoint, settings or {})
+    game.resume(checkpoint, {"precision": precision, **(settings or {})})
     for epoch in runtime.progress(range(len(game.records) + 1, recipe.epochs + 1), "DCGAN", unit="epoch"):
         game.epoch(epoch)
         game.save(checkpoint)
@@ -276,7 +278,6 @@ class Game:
     def resume(self, checkpoint: Path | None, settings: dict) -> None:
         """Bring everything to where the checkpoint stopped, if there is one for this recipe and these data."""
         self.settings = {"version": VERSION, **asdict(self.recipe), "images": len(self.pictures), **settings}
-        self.settings["precision"] = self.precision
         state = artifacts.load_checkpoint(checkpoint, settings=self.settings) if checkpoint is not None else None
         if state is None:
             return

@@ -17,13 +17,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import simplejpeg
 import xxhash
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FITS = ("squash", "pad", "crop")
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")  # a JPEG of several pictures opens as MPO
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million; the largest picture of the catalogue has 21 million
 HALVED = 2  # sides, over those wanted, that halving leaves at least to Lanczos
 RESERVE = 1.2  # the sides that the decoder leaves, over those wanted: with 1 its coarse filter would be all there is
+TURNS = {  # EXIF's orientation: what puts the picture upright; ImageOps.exif_transpose trips over other, damaged tags
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 APP1, START_OF_SCAN, FILL = b"\xff\xe1", b"\xff\xda", b"\xff\xff"  # markers of a JPEG
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -49,7 +58,7 @@ def decode(data: bytes, smallest: tuple[int, int]) -> tuple[np.ndarray, tuple[in
         original = picture.size[::-1] if sideways else picture.size
         wanted = [round(RESERVE * side) for side in smallest]
         picture.draft("RGB", wanted if sideways else wanted[::-1])
-        upright = ImageOps.exif_transpose(picture) if orientation > 1 else picture
+        upright = picture.transpose(TURNS[orientation]) if orientation > 1 else picture
         return np.array(_to_rgb(upright)), original
 
 
@@ -84,7 +93,7 @@ def _orientation(picture: Image.Image) -> int:
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except (struct.error, SyntaxError, TypeError, ValueError):  # the tags are damaged, the pixels may be whole
         return 1
-    return orientation if orientation in range(1, 9) else 1
+    return orientation if orientation in TURNS else 1
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int], smallest: tuple[int, int]) -> np.ndarray | None:

@@ -104,11 +104,11 @@ def groups(ids: pd.Series, pairs: np.ndarray) -> pd.Series:
 
 
 def label_conflicts(group: pd.Series, label: pd.Series) -> int:
-    """How many groups carry more than one class: a floor for any error rate.
+    """How many groups carry more than one class: a floor for any error rate. Labels below 0 are no class.
 
     Taught in: chapter 1.
     """
-    return int((label.groupby(group).nunique() > 1).sum())
+    return int((label.where(label >= 0).groupby(group).nunique() > 1).sum())
 
 
 def bridges(pairs: np.ndarray, group: pd.Series, previous: pd.Series) -> np.ndarray:

@@ -19,9 +19,14 @@ from fashionlib.catalogue import CLASS_NAMES
 
 
 def accuracy_interval(correct: int, count: int) -> list[float]:
-    """Wilson's 95 % confidence interval of a proportion (Wilson 1927). Taught in: chapter 2."""
+    """Wilson's 95 % confidence interval of a proportion (Wilson 1927); of a count of 0 it is 0 to 1.
+
+    Taught in: chapter 2.
+    """
     from scipy.stats import binomtest
 
+    if not count:
+        return [0.0, 1.0]
     interval = binomtest(int(correct), int(count)).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
 

@@ -141,12 +141,12 @@ def sample(
 def interpolate(start: torch.Tensor, end: torch.Tensor, steps: int) -> torch.Tensor:
     """Points (steps, latent) from `start` to `end` (latent,) at equal angles: normal points lie near a sphere.
 
-    Raises InputError for opposite or zero points, between which no arc is shortest. White 2016.
+    Raises InputError for points of equal or opposite directions, and for zero, which has none. White 2016.
     Taught in: chapter 5.
     """
     cosine = F.cosine_similarity(start, end, dim=0)
     angle = torch.arccos(cosine.clamp(-1, 1))
-    if not torch.sin(angle) > 1e-3:
+    if not torch.sin(angle) > 1e-3 or not start.any() or not end.any():
         raise InputError(f"interpolation needs two points of different directions; their cosine is {cosine:.3f}.")
     share = torch.linspace(0, 1, steps)[:, None]
     return (torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end) / torch.sin(angle)

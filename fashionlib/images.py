@@ -136,7 +136,6 @@ def batches(
     seed: int = 0,
     flip: bool = False,
     crop: int = 0,
-    drop_last: bool = False,
     dtype: torch.dtype | None = None,
     first: int = 0,
     process: int = 0,
@@ -173,8 +172,7 @@ def batches(
         made = torch.from_numpy(_gather(data.images, place, *moves, reach)), labels[chosen]
         return tuple((each.pin_memory() if pinned else each).to(device, non_blocking=pinned) for each in made)
 
-    end = count - count % batch_size if drop_last else count
-    chosen = (order[start : min(start + batch_size, end)] for start in range(first * batch_size, end, batch_size))
+    chosen = (order[start : start + batch_size] for start in range(first * batch_size, count, batch_size))
     shares = (batch[min(process, len(batch) - 1) :: processes] for batch in chosen)
     read = _one_ahead if pinned and not on_device else map
     for pixels, answers in read(pictures, shares):

@@ -96,7 +96,6 @@ def _finished(folder: Path, settings: dict) -> bool:
             kind, size = name.split("_")
             prepared.array([int(side) for side in size.split("x")], kind)
         return True
-    (folder / "manifest.json").unlink()  # not to be trusted any longer
     return False
 
 
@@ -134,7 +133,8 @@ def _products(source: sources.Source, all_genders: bool) -> tuple[pd.DataFrame, 
     products = table[wanted].sort_values("id", ignore_index=True)
     if products.empty:
         raise InputError(f"source {source.path} has no Men or Women product with an image.")
-    products["file"], products["mask"] = products["id"].map(files), [masks.get(i) for i in products["id"]]
+    products["file"] = products["id"].map(files)
+    products["mask"] = pd.Series([masks.get(i) for i in products["id"]], products.index, dtype=object)  # keeps None
     counts = {
         "rows": len(table),
         "malformed_rows": malformed,
@@ -190,25 +190,32 @@ def _group_and_split(index: pd.DataFrame, thumbnails: Path, settings: dict, old:
         return np.load(thumbnails, mmap_mode="r")[rows]  # mapped for one read: its pages do not pile up
 
     index["perceptual_hash"] = duplicates.perceptual_hashes(read, len(index))
-    exact = duplicates.equal_pairs(index["digest"])
-    one_each = np.flatnonzero(~index["digest"].duplicated())  # equal pictures are linked already
-    hashes = index["perceptual_hash"].to_numpy()[one_each]
-    near = np.concatenate([exact, one_each[duplicates.near_pairs(hashes, lambda rows: read(one_each[rows]))]])
-    pairs = near
-    if settings["group_names"]:
-        names = index["productDisplayName"].replace("", pd.NA)
-        pairs = np.concatenate([near, duplicates.equal_pairs(names)])
+    exact, near, pairs = _links(index, np.arange(len(index)), read, settings["group_names"])
     for name, links in (("exact_group", exact), ("near_group", near), ("group", pairs)):
         index[name] = duplicates.groups(index["id"], links)
     parts = (index["id"].map(old) if old is not None else pd.Series(pd.NA, index.index)).astype("string")
-    aside = duplicates.bridges(pairs, index["group"], parts)
-    if aside.any():  # without them, the groups that they link are apart again
-        index["group"] = duplicates.groups(index["id"], pairs[~aside[pairs].any(axis=1)])
+    aside = np.zeros(len(index), bool)
+    while (found := duplicates.bridges(pairs, index["group"], parts)).any():
+        aside |= found  # without them, the groups that they link are apart again; what is equal is still linked
+        *_, pairs = _links(index, np.flatnonzero(~aside), read, settings["group_names"])
+        index["group"] = duplicates.groups(index["id"], pairs)
     rest = index[~aside]
     index["split"] = catalogue.split(rest["label"], rest["group"], seed=settings["seed"], previous=parts[~aside])
     index["split"] = index["split"].fillna(catalogue.ASIDE)
     first = ["id", "label", "split", "group", "exact_group", "near_group", "perceptual_hash", "width", "height"]
     return index[[*first, *catalogue.COLUMNS[1:]]]
+
+
+def _links(index: pd.DataFrame, rows: np.ndarray, read: duplicates.Reader, group_names: bool) -> list[np.ndarray]:
+    """Pairs among these rows, int64 (M, 2): of equal pictures, of close ones as well, and of equal names as well."""
+    products = index.iloc[rows]
+    exact = duplicates.equal_pairs(products["digest"])
+    one_each = np.flatnonzero(~products["digest"].duplicated())  # equal pictures are linked already
+    hashes = products["perceptual_hash"].to_numpy()[one_each]
+    close = one_each[duplicates.near_pairs(hashes, lambda chosen: read(rows[one_each[chosen]]))]
+    names = products["productDisplayName"].replace("", pd.NA) if group_names else pd.Series([], dtype=object)
+    near = np.concatenate([exact, close])
+    return [rows[pairs] for pairs in (exact, near, np.concatenate([near, duplicates.equal_pairs(names)]))]
 
 
 def _old_parts(previous: str | Path, folder: Path) -> pd.Series | None:

@@ -34,6 +34,13 @@ class InputError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+def expect_positive(**values: float) -> None:
+    """Raise InputError for the first of the named values that is not above 0. Taught in: chapter 2."""
+    for name, value in values.items():
+        if not value > 0:
+            raise InputError(f"{name} must be above 0; found {value}.")
+
+
 def project_root() -> Path:
     """Folder of the project, wherever the caller's working directory is.
 

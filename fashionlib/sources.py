@@ -68,6 +68,10 @@ class Source:
                 return file.read(entry.file_size)  # no more than it claims, whatever is inside
         except DAMAGED as error:
             raise ValueError(f"damaged entry in {self.path.name}: {error}") from error
+        except OSError as error:
+            if error.errno is None:  # bz2's word for damaged data
+                raise ValueError(f"damaged entry in {self.path.name}: {error}") from error
+            raise
 
     def reader(self) -> Source:
         """The same source without its table of members: light enough to travel to a worker with every task."""
@@ -171,6 +175,9 @@ def _locate(path: Path, files: dict[str, tuple[int, int]]) -> Source:
             f"source {path} is no catalogue: expected styles.csv beside a folder images/, found neither pair."
         )
     root = roots[0]
+    if others := [other for other in roots if not other.startswith(root)]:
+        found = ", ".join(repr(each or ".") for each in [root, *others])
+        raise InputError(f"source {path} holds several catalogues, in {found}: give the path of one.")
     inside = {name[len(root) :]: facts for name, facts in files.items() if name.startswith(root)}
     own = {name: facts for name, facts in inside.items() if name.split("/")[0] in ("styles.csv", "images", "masks")}
     return Source(path, root, own, ignored_copies=len(roots) - 1)

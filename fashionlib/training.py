@@ -41,7 +41,7 @@ STATISTICS_BATCHES = 50  # training batches that the BatchNorm statistics of ave
 class Recipe:
     """How a network is trained: the ingredients. `benchmarks/experiments/ablation.py` measures what each is worth.
 
-    Raises InputError for an unknown optimizer or schedule. Taught in: chapter 2.
+    Raises InputError for an unknown optimizer or schedule, and for numbers that make no sense. Taught in: chapter 2.
     """
 
     epochs: int  # passes over the training part
@@ -69,6 +69,9 @@ class Recipe:
                 f"optimizer must be one of {', '.join(OPTIMIZERS)} and schedule one of {', '.join(SCHEDULES)}; "
                 f"found {self.optimizer!r} and {self.schedule!r}."
             )
+        runtime.expect_positive(epochs=self.epochs, batch_size=self.batch_size)
+        if self.crop < 0:
+            raise InputError(f"crop must be 0 or more pixels; found {self.crop}.")
         if not 0 <= self.average < 1:
             raise InputError(f"average must be a share of the steps, at least 0 and below 1; found {self.average}.")
 
@@ -94,9 +97,14 @@ def fit(
     and the data there (`images.Prepared.checksum`). at_start: called where there is no checkpoint to go on from. Where
     several processes were launched, each takes its share of
     every batch, all end with the same weights, and the first one writes the checkpoint.
-    Raises InputError where the loss is no longer finite, or a batch does not fit into the GPU. Taught in: chapter 2.
+    Raises InputError where the loss is no longer finite, or a batch does not fit into the GPU, and for no pictures.
+    Taught in: chapter 2.
     """
     device = runtime.device(device) if isinstance(device, str) else device
+    if not len(train.rows):
+        raise InputError("the training part holds no picture of these classes: choose others, or a larger catalogue.")
+    if validation is not None:
+        head(model)  # its absence is told now, not after an epoch
     _, processes = runtime.processes()
     if processes > 1 and device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -330,8 +338,10 @@ def predict(
     """Logits float32 (M, classes) and labels int64 (M,) of all samples, on the CPU, in the order of `data.rows`.
 
     flip: average the logits of each picture and its mirror image (test-time augmentation). The model is evaluated in
-    `eval()` and left in the mode it came in. Taught in: chapter 2.
+    `eval()` and left in the mode it came in. Raises InputError for no pictures. Taught in: chapter 2.
     """
+    if not len(data.rows):
+        raise InputError("there is no picture to predict: the part is empty; a larger catalogue fills it.")
     device = runtime.device(device) if isinstance(device, str) else device
     dtype = getattr(torch, runtime.resolve_precision(device, precision))
     model.to(device)

@@ -19,7 +19,7 @@ from fashionlib import catalogue, runtime
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 DESELECTED = pytest.StashKey[dict[str, list[str]]]()
-OWN_BUILD = pytest.StashKey[str]()
+OWN_BUILD = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 def real_data_folder() -> Path | None:
@@ -68,26 +68,27 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def own_build(config) -> str:
-    """A build folder for the chapters that this process runs, with a copy of the sample profile's artifacts.
+    """A build folder for chapters that a test runs: a copy of the sample profile's artifacts, as the report made them.
 
-    Two processes that run chapters in one folder would overwrite each other's results, and those that the published
-    book is compared with.
+    Two that run side by side in one folder would overwrite each other's results, and those that the published book is
+    compared with. One copy a process is kept. Without a report it is the build folder itself.
     """
-    if OWN_BUILD not in config.stash:
-        folder = tempfile.TemporaryDirectory(prefix="fashion-build-")
-        config.add_cleanup(folder.cleanup)
-        made = runtime.build_root() / "sample" / "artifacts"
-        if made.is_dir():
-            shutil.copytree(made, Path(folder.name) / "sample" / "artifacts")
-        config.stash[OWN_BUILD] = folder.name
-    return config.stash[OWN_BUILD]
+    made = runtime.build_root() / "sample" / "artifacts"
+    if not made.is_dir():
+        return str(runtime.build_root())
+    if OWN_BUILD in config.stash:
+        config.stash[OWN_BUILD].cleanup()
+    config.stash[OWN_BUILD] = folder = tempfile.TemporaryDirectory(prefix="fashion-build-")
+    config.add_cleanup(folder.cleanup)
+    shutil.copytree(made, Path(folder.name) / "sample" / "artifacts")
+    return folder.name
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
-    """nbval starts a notebook's kernel before its first cell."""
+    """nbval starts a notebook's kernel when it sets up the first cell."""
     with pytest.MonkeyPatch.context() as patch:
-        if item.path.suffix == ".ipynb":
+        if item.path.suffix == ".ipynb" and item.parent.kernel is None:
             patch.setenv("FASHION_BUILD", own_build(item.config))
         return (yield)
 

@@ -154,6 +154,13 @@ def test_changed_settings_start_afresh_say_so_and_keep_the_old_file(tmp_path, ca
     assert "classes, epochs, seed changed; starting afresh" in capsys.readouterr().out
     assert not path.exists()
     assert (tmp_path / "classifier.previous.safetensors").read_bytes() == content
+    artifacts.save_checkpoint(path, {"epoch": 8}, settings={"epochs": 9, "rate": 0.1, "seed": 0})
+    for wanted, epoch in (({"epochs": 5, "rate": 0.1, "classes": 6}, 2), ({"epochs": 9, "rate": 0.1, "seed": 0}, 8)):
+        assert artifacts.load_checkpoint(path, settings=wanted) == {"epoch": epoch}, "back and forth loses nothing"
+        assert "going on from classifier.previous.safetensors" in capsys.readouterr().out
+    path.unlink()
+    assert artifacts.load_checkpoint(path, settings={"epochs": 5, "rate": 0.1, "classes": 6}) == {"epoch": 2}
+    assert path.read_bytes() == content
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):

@@ -85,6 +85,7 @@ QUOTED = {  # glued name: where the same value stands in metrics.json; a last nu
     "cls_low": ("classifier", "test_accuracy_ci95", 0, 100),
     "cls_high": ("classifier", "test_accuracy_ci95", 1, 100),
     "cls_f1": ("classifier", "macro_f1", 100),
+    "cls_gap_low": ("classifier", "gender_gap", "difference_ci95", 0, 100),
     "cls_ece": ("classifier", "expected_calibration_error"),
     "cls_p": ("classifier", "recall_equality_p"),
     "cls_speed": ("classifier", "images_per_second"),

@@ -1,5 +1,6 @@
 """The classifier: networks, where their weights come from, features and probe, a picture of one's own."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -93,6 +94,26 @@ def test_imagenet_weights_come_from_torchs_cache(tmp_path, monkeypatch):
     torch.save(original.state_dict(), tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1])
     model = classifier.build("squeezenet1_1", weights="imagenet")
     assert torch.equal(model.features[0].weight, original.features[0].weight)
+
+
+def test_imagenet_weights_with_the_names_of_older_files(tmp_path, monkeypatch):
+    """DenseNet's file says norm.1 where the network says norm1."""
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url = torchvision.models.get_model_weights("densenet121").IMAGENET1K_V1.url
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    original = torchvision.models.get_model("densenet121", weights=None)
+    older = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): value
+        for name, value in original.state_dict().items()
+        if not name.endswith("num_batches_tracked")  # as old as that
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    torch.save(older, tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1])
+    model = classifier.build("densenet121", weights="imagenet")
+    ours, theirs = (net.features.denseblock4.denselayer16.conv2.weight for net in (model, original))
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("name", "converts"), [("googlenet", True), ("resnet18", False)])

@@ -224,6 +224,8 @@ def test_mistakes_are_named(pictures, tmp_path):
         fit(pictures, epochs=2, learning_rate=math.inf)
     with pytest.raises(runtime.InputError, match="loss must be one of non-saturating, hinge; found 'wasserstein'"):
         dcgan.Recipe(epochs=1, loss="wasserstein")
+    with pytest.raises(runtime.InputError, match="epochs must be above 0; found 0"):
+        dcgan.Recipe(epochs=0)
     prepared = images.Prepared(tmp_path, None, {})
     with pytest.raises(runtime.InputError, match="class 6 does not exist; the classes are 0 Men/Accessories, 1 Women"):
         dcgan.of_classes(prepared, [1, 6])
@@ -347,8 +349,9 @@ def test_interpolation_by_hand():
     assert torch.allclose(
         dcgan.interpolate(start, end, 3), torch.tensor([[2.0, 0.0], [half, half], [0.0, 2.0]]), atol=1e-6
     )
-    with pytest.raises(runtime.InputError, match=r"cosine is -1\.000"):
-        dcgan.interpolate(start, -start, 3)
+    for other, cosine in ((-start, "-1"), (start, "1"), (0 * start, "0")):
+        with pytest.raises(runtime.InputError, match=rf"cosine is {cosine}\.000"):
+            dcgan.interpolate(start, other, 3)
 
 
 def test_saved_weights_draw_the_same_pictures(pictures, tmp_path):

@@ -237,6 +237,21 @@ def test_a_rotation_is_seen_wherever_its_tag_stands(between):
     assert (pixels.shape, original) == ((10, 20, 3), (20, 10))
 
 
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"),
+    [(259, 4, (70_000).to_bytes(4, "little")), (282, 2, b"72\0\0")],
+    ids=["a number too large for its tag", "a word for a number"],
+)
+def test_a_rotated_picture_with_another_damaged_tag_is_turned(tag, kind, value):
+    """What cannot be written again need not be: the picture is wanted, not its tags."""
+    entries = [(274, 3, b"\x06\0\0\0"), (tag, kind, value)]
+    fields = [number.to_bytes(2, "little") + bytes([form, 0, 1, 0, 0, 0]) + held for number, form, held in entries]
+    tags = b"II*\0\x08\0\0\0\x02\0" + b"".join(sorted(fields)) + bytes(4)
+    pixels, original = decoding.decode(with_tags(tags), (5, 10))
+    assert (pixels.shape, original) == ((10, 20, 3), (20, 10))
+    assert np.abs(pixels[:, 12:].astype(int) - RED).max() <= 6  # above became right
+
+
 def test_a_rotated_cmyk_photograph():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn to the right

@@ -92,8 +92,8 @@ def test_equal_pairs_and_groups_by_hand():
 
 
 def test_conflicts_by_hand():
-    group, label = pd.Series([9, 5, 9, 3, 5]), pd.Series([0, 2, 1, 4, 2])
-    assert duplicates.label_conflicts(group, label) == 1  # group 9 is both 0 and 1, group 5 is twice 2
+    group, label = pd.Series([9, 5, 9, 3, 5, 3]), pd.Series([0, 2, 1, 4, 2, -1])
+    assert duplicates.label_conflicts(group, label) == 1  # 9 is both 0 and 1, 5 is twice 2, -1 is no class
 
 
 def bridges(pairs, previous) -> list[int]:

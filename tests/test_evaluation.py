@@ -37,6 +37,7 @@ def test_evaluate_agrees_with_scikit_learn():
 
 def test_wilson_interval_of_eight_in_ten():
     """Worked by hand from Wilson's formula with z = 1.959964."""
+    assert evaluation.accuracy_interval(0, 0) == [0, 1]
     low, high = evaluation.accuracy_interval(8, 10)
     z, p, n = 1.959963985, 0.8, 10
     centre, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))

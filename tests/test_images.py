@@ -44,14 +44,6 @@ def test_normalising_by_hand_and_back():
     assert torch.equal(images.denormalise(images.normalise(every)), every)
 
 
-def test_drop_last():
-    data = image_set(23)
-    sizes = [len(labels) for _, labels in images.batches(data, batch_size=7, drop_last=True)]
-    assert sizes == [7, 7, 7]
-    assert [len(labels) for _, labels in images.batches(data, batch_size=23, drop_last=True)] == [23]
-    assert list(images.batches(data, batch_size=24, drop_last=True)) == []
-
-
 def test_shuffling_depends_on_seed_and_epoch():
     data = image_set()
     passes = {(seed, epoch): collect(data, seed=seed, epoch=epoch)[0] for seed in (0, 1) for epoch in (0, 1)}

@@ -85,6 +85,13 @@ def test_a_duration_reads_as_people_say_it():
     assert [book._duration(seconds) for seconds in (4.4, 99, 130, 2121)] == ["4 s", "99 s", "2 min", "35 min"]
 
 
+def test_chapters_that_ran_at_once_are_told_by_their_times():
+    times = [("2026-01-01T10:00:00", "2026-01-01T10:00:20"), ("2026-01-01T10:00:20", "2026-01-01T10:00:40")]
+    runs = {str(i): dict(zip(("start_time", "end_time"), each, strict=True)) for i, each in enumerate(times)}
+    assert not book._overlap(runs)
+    assert book._overlap(runs | {"beside": {"start_time": "2026-01-01T10:00:15", "end_time": "2026-01-01T10:01"}})
+
+
 def test_a_book_without_its_chapters_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("FASHION_BUILD", str(tmp_path))
     with pytest.raises(runtime.InputError, match=r"01_data_preparation.ipynb is missing: make report PROFILE=small"):

@@ -148,6 +148,14 @@ def test_a_mask_that_cannot_be_read_is_an_unreadable_product(tmp_path):
     assert prepared.array(16, "masks").shape == (1, 16, 16)
 
 
+def test_a_product_without_a_mask_has_an_empty_one(tmp_path):
+    source = write_catalogue(tmp_path / "catalogue", [csv_line(1), csv_line(2)], {1: numbered(1), 2: numbered(2)})
+    (source / "masks").mkdir()
+    (source / "masks" / "2.png").write_bytes(solid(3, mode="L"))
+    prepared = images.load(preparation.prepare(source, tmp_path / "prepared", sizes=[16], workers=1))
+    assert prepared.array(16, "masks").mean(axis=(1, 2)).tolist() == [0, 3]
+
+
 def test_a_catalogue_without_one_readable_picture(tmp_path):
     with pytest.raises(InputError, match=r"none of the 2 pictures of the source can be read"):
         prepare(tmp_path, {1: b"", 2: b"x"})
@@ -222,7 +230,7 @@ def test_a_finished_folder_is_returned_at_once_and_replaced_by_other_settings(tm
     assert images.load(folder).array(8)[0, 0, 0].tolist() == list(GREEN)
 
 
-def test_the_manifest_is_what_makes_a_folder_finished(tmp_path):
+def test_the_manifest_is_what_makes_a_folder_finished(tmp_path, capsys):
     prepared = prepare(tmp_path, {1: solid(RED)})
     newest = max(prepared.folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert newest.name == "manifest.json"
@@ -233,6 +241,12 @@ def test_the_manifest_is_what_makes_a_folder_finished(tmp_path):
     preparation.prepare(tmp_path / "catalogue", prepared.folder, sizes=[(8, 6)], workers=1)
     again = images.load(prepared.folder)
     assert again.checksum((8, 6)) == prepared.checksum((8, 6))
+    arrays = prepared.folder / "images_8x6.npy"
+    arrays.write_bytes(arrays.read_bytes()[:-1])  # cut short: made anew, and said so
+    capsys.readouterr()
+    preparation.prepare(tmp_path / "catalogue", prepared.folder, sizes=[(8, 6)], workers=1)
+    assert "prepared: its content changed since; preparing again" in capsys.readouterr().out
+    assert images.load(prepared.folder).array((8, 6)).shape == (1, 8, 6, 3)
     newest.write_text("{ broken")
     with pytest.raises(InputError, match="not a finished preparation"):
         images.load(prepared.folder)
@@ -325,6 +339,27 @@ def test_a_new_product_that_links_two_parts_is_set_aside(tmp_path):
     assert after.manifest["set_aside"] == [50]
     assert after.manifest["counts"]["set_aside"] == 1
     assert sum(len(after.subset(part, (8, 6)).rows) for part in catalogue.SPLITS) == 40
+
+
+def test_what_is_equal_to_a_product_that_is_set_aside_is_not_parted_from_its_twins(tmp_path):
+    """50 has the name of 1 (training) and the picture of 2 (test): it goes. 51 and 52 have that name alone: they stay
+    with 1. 53 has the picture as well, and no name: it belongs to 2."""
+    pictures = {i: numbered(i) for i in range(1, 41)}
+    before = grown(tmp_path, pictures, "before")
+    index = before.index.copy()
+    index.loc[index["id"] == 1, "split"], index.loc[index["id"] == 2, "split"] = "train", "test"
+    index.to_parquet(tmp_path / "index.parquet")
+    pictures |= {50: pictures[2], 51: numbered(51), 52: numbered(52), 53: pictures[2]}
+    lines = [csv_line(i, name="One name" if i in (1, 50, 51, 52) else f"Shirt {i}") for i in pictures]
+    source = write_catalogue(tmp_path / "catalogue", lines, pictures)
+    options = {"sizes": [(8, 6)], "workers": 1, "previous": tmp_path / "index.parquet"}
+    after = images.load(preparation.prepare(source, tmp_path / "after", group_names=True, **options))
+    rows = after.index.set_index("id")
+    assert rows.loc[[1, 51, 52], "split"].tolist() == ["train"] * 3
+    assert rows.loc[[2, 53, 50], "split"].tolist() == ["test", "test", catalogue.ASIDE]
+    assert rows.loc[[1, 51, 52], "group"].tolist() == [1, 1, 1]
+    assert rows.loc[[2, 53], "group"].tolist() == [2, 2]
+    assert rows.loc[50, "group"] == 50
 
 
 @pytest.mark.parametrize("content", [None, b"no parquet", "columns", "twice"])

@@ -43,6 +43,12 @@ def test_folder_and_zip_are_read_alike(tmp_path):
         assert len(catalogue.read_styles(source)[0]) == 1
 
 
+def test_of_several_catalogues_none_is_taken(tmp_path):
+    members = {name: data for root in ("full/", "small/", "full/again/") for name, data in members_of(root).items()}
+    with pytest.raises(InputError, match=r"several catalogues, in 'full/', 'small/': give the path of one"):
+        sources.open_source(write_zip(tmp_path / "both.zip", members))
+
+
 @pytest.mark.parametrize(
     ("roots", "expected"),
     [

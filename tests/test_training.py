@@ -144,12 +144,26 @@ def test_frozen_batch_norm_keeps_its_statistics(data):
         ({"optimizer": "sgdd"}, "optimizer must be one of adam, adamw"),
         ({"schedule": "cosine"}, "schedule one of constant, one-cycle"),
         ({"average": 1.5}, "average must be a share of the steps"),
+        ({"epochs": 0}, "epochs must be above 0; found 0"),
+        ({"batch_size": -1}, "batch_size must be above 0; found -1"),
+        ({"crop": -1}, "crop must be 0 or more pixels; found -1"),
         ({"learning_rate": 1e20, "schedule": "constant"}, "the loss is (nan|inf)"),
     ],
 )
 def test_fit_refuses(data, options, expected):
     with pytest.raises(InputError, match=expected):
         training.fit(tiny(), data, recipe=replace(RECIPE, **options), device="cpu")
+
+
+def test_what_cannot_end_well_does_not_begin(data):
+    empty = data._replace(rows=data.rows[:0], labels=data.labels[:0])
+    with pytest.raises(InputError, match="the training part holds no picture"):
+        training.fit(tiny(), empty, recipe=RECIPE, device="cpu")
+    with pytest.raises(InputError, match="no picture to predict"):
+        training.predict(tiny(), empty, device="cpu")
+    convolutional = nn.Sequential(nn.Conv2d(3, 6, 16), nn.Flatten())  # as SqueezeNet ends
+    with pytest.raises(InputError, match="no linear layer at its end"):
+        training.fit(convolutional, data, data, recipe=RECIPE, device="cpu")
 
 
 def test_a_loss_that_is_not_finite_is_not_written(tmp_path, data):
