@@ -49,7 +49,7 @@ def guided_grad_cam(model: nn.Module, pixels: torch.Tensor, targets: torch.Tenso
 def occlusion(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """How far the logit falls when a white patch of a quarter of the side lies there (Zeiler and Fergus 2014).
 
-    One forward pass a position, 49 in all: the patch moves by half its side. Taught in: chapter 3, appendix.
+    One forward pass a position, about 50 in all: the patch moves by half its side. Taught in: chapter 3, appendix.
     """
     from captum.attr import Occlusion
 

@@ -18,7 +18,7 @@ from fashionlib import saliency
 from fashionlib.runtime import InputError
 
 FACE, REST = 1, 3  # the values of the synthetic catalogue's masks; 0 is the background
-CASCADES = ("frontalface_default", "frontalface_alt2")  # of OpenCV: two detectors, trained independently
+CASCADES = ("frontalface_default", "frontalface_alt2")  # of OpenCV: two different detectors
 SMALLEST = 112  # sides of a picture, pixels, in which faces can be found
 
 

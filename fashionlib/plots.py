@@ -506,7 +506,9 @@ def gan_curves(histories: dict[str, Sequence[dict]], smooth: int = 1) -> Figure:
                 ax.plot(np.arange(1, len(values) + 1), values, color=colour, alpha=0.25, linewidth=0.6)
                 mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
                 ax.plot(np.arange(window, len(values) + 1), mean, line, color=colour, label=label)
-        row[0].set(title=title, ylabel="loss (nats)", ylim=(0, None))
+        row[0].set(title=title, ylabel="loss (nats)")
+        if row[0].dataLim.ymin >= 0:  # the hinge loss of a generator that wins is negative
+            row[0].set_ylim(bottom=0)
         row[1].set(title=title, ylabel="mean score", ylim=(0, 1))
         row[1].axhline(0.5, color="black", linewidth=0.6)
     for ax in axes[-1]:

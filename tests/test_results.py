@@ -38,7 +38,7 @@ def test_the_real_run_shows_the_facts_of_the_catalogue():
 
 
 def test_what_the_last_page_says_about_faces_holds_in_the_photographs():
-    """Its sentence is prose: the maps prefer the face, and the answer does not need it."""
+    """The kept run on photographs: the maps prefer the face, and the answer does not need it."""
     run = kept("small-224-cpu")
     assert all(low > 1 for low, _ in filter(None, run["average_saliency"]["face_over_garment_ci95"]))
     maps = run["guided_backprop"]
