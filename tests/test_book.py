@@ -9,7 +9,7 @@ from bs4 import BeautifulSoup
 from test_make import make, tree
 from test_notebooks import PAGES
 
-from fashionlib import runtime
+from fashionlib import artifacts, book, evaluation, runtime
 
 BUILD = runtime.build_root()
 
@@ -127,6 +127,22 @@ def test_the_prose_agrees_with_the_metrics(site):
         for key in keys:
             value = value[key] if isinstance(value, dict | list) else value * key
         assert glued[name] == pytest.approx(value, rel=1e-9), name
+
+
+def test_what_follows_from_a_confusion_matrix_was_not_overwritten(site):
+    """Names of a notebook are shared by its cells: a loop's variable once took that of a result."""
+    runs = [json.loads((site.parent / "artifacts" / "metrics.json").read_text())]
+    runs += [artifacts.measured(name) for name in book.KEPT_RUNS]
+    for network in (run["classifier"] for run in runs):
+        classes = [(row[i], sum(row)) for i, row in enumerate(network["confusion"])]
+        right, count = (sum(numbers) for numbers in zip(*classes, strict=True))
+        assert network["accuracy"]["test"] == pytest.approx(right / count)
+        assert network["test_accuracy_ci95"] == pytest.approx(evaluation.accuracy_interval(right, count))
+        study = evaluation.difference_interval((right, count), (round(0.9175 * 5600), 5600))
+        assert network["minus_study_ci95"] == pytest.approx(study)
+        assert network["gender_gap"] == evaluation.gender_gap(network["confusion"])
+        for interval, each in zip(network["recall_ci95"], classes, strict=True):
+            assert interval == pytest.approx(evaluation.accuracy_interval(*each))
 
 
 def test_no_chapter_printed_a_warning(site):

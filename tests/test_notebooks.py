@@ -1,9 +1,11 @@
 """The chapters as text: clean in git, one skeleton, every name they refer to is known."""
 
+import collections
 import itertools
 import json
 import re
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 
@@ -143,6 +145,29 @@ def test_terms_and_citations_are_known(path):
         assert target.lower() in {entry.lower() for entry in glossary}
     for cited in re.findall(r"\{footcite[^}]*\}`([^`]+)`", text):
         assert set(cited.split(",")) <= keys
+
+
+def names(code: str) -> tuple[set[str], set[str]]:
+    """The notebook's names that a cell assigns, and those that it reads; a comprehension's own are neither."""
+    tables = [symtable.symtable(code, "cell", "exec")]
+    for table in tables:
+        tables += table.get_children()
+    assigned = {symbol.get_name() for symbol in tables[0].get_symbols() if symbol.is_assigned()}
+    seen = ((symbol, table) for table in tables for symbol in table.get_symbols() if symbol.is_referenced())
+    return assigned, {symbol.get_name() for symbol, table in seen if table is tables[0] or symbol.is_global()}
+
+
+@each_notebook
+def test_what_is_published_was_assigned_in_one_cell(path):
+    """A loop's variable once took the name of a result on its way to metrics.json."""
+    made = collections.defaultdict(list)
+    for cell in cells_of(path, "code"):
+        code = "".join(cell["source"])
+        assigned, read = names(code)
+        if "update_metrics(" in code or "glue(" in code:
+            assert {name: made[name] for name in read - assigned if len(made[name]) > 1} == {}, cell["id"]
+        for name in assigned:
+            made[name].append(cell["id"])
 
 
 # The study's accuracies and split, the level of every interval, and three round figures of examples.
