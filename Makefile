@@ -51,8 +51,8 @@ notebooks: check ## run the chapters that changed, without rendering [PROFILE=..
 test: .venv/.installed ## ruff, pytest, nbval on every notebook, the published book (in a temporary build folder) [WORKERS=...]
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && export FASHION_BUILD="$$build" \
-	&& $(MAKE) --no-print-directory report PROFILE=sample SOURCE= \
+	@build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && trap 'exit 130' INT TERM && export FASHION_BUILD="$$build" \
+	&& $(MAKE) --no-print-directory report PROFILE=sample SOURCE= FASHION_BUILD="$$build" \
 	&& OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --nbval-lax tests notebooks
 
 # LAB_OPTIONS: JupyterLab's own options; on a server: make lab LAB_OPTIONS="--no-browser --ServerApp.port=8890".

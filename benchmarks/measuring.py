@@ -6,6 +6,7 @@ the slowest and the fastest as its spread.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import resource
@@ -13,6 +14,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -68,20 +70,23 @@ def in_processes(commands: dict[str, list[str]], rounds: int) -> dict[str, list[
 
     Memory that one candidate keeps would serve the others, too.
     """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    children = {name: subprocess.Popen(command, **pipes) for name, command in commands.items()}
     found: dict[str, list[dict]] = {name: [] for name in commands}
-    for turn in range(rounds + 1):
-        for name, child in children.items():
-            child.stdin.write("go\n")
-            child.stdin.flush()
-            if not (line := child.stdout.readline()):
-                sys.exit(f"{name} stopped; to see why: {shlex.join(commands[name])} <<< go")
-            if turn:
-                found[name].append(json.loads(line))
-    for child in children.values():
-        child.stdin.close()
-        child.wait()
+    with contextlib.ExitStack() as stack:
+        said = {name: stack.enter_context(tempfile.TemporaryFile("w+")) for name in commands}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        children = {name: subprocess.Popen(line, stderr=said[name], **pipes) for name, line in commands.items()}
+        for turn in range(rounds + 1):
+            for name, child in children.items():
+                child.stdin.write("go\n")
+                child.stdin.flush()
+                if not (line := child.stdout.readline()):
+                    said[name].seek(0)
+                    sys.exit(f"{name} stopped ({shlex.join(commands[name])}):\n{said[name].read()[-3000:]}")
+                if turn:
+                    found[name].append(json.loads(line))
+        for child in children.values():
+            child.stdin.close()
+            child.wait()
     return found
 
 
@@ -145,17 +150,21 @@ def photographs(count: int) -> tuple[str, list[Image.Image]]:
     """Pictures of about 224 x 224: real ones where the catalogue lies beside the project, else drawn; and which."""
     from conftest import real_data_folder
 
-    if folder := real_data_folder():
-        archive = zipfile.ZipFile(folder / "fashion-product-images-224.zip")
+    folder = real_data_folder()
+    if folder and (large := folder / "fashion-product-images-224.zip").is_file():
+        archive = zipfile.ZipFile(large)
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
         chosen = [names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)]
         return "real pictures", [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in chosen]
     from fashionlib import synthetic
 
     print("the real catalogue is not here: drawn pictures are measured instead")
-    folder = synthetic.draw(runtime.build_root() / "benchmarks" / "synthetic", products=count)
-    files = sorted((folder / "images").glob("*.jpg"))[:count]
-    return "drawn pictures", [Image.open(path).convert("RGB") for path in files]
+    folder = synthetic.draw(runtime.build_root() / "benchmarks" / "synthetic", products=120)
+    pictures = []
+    for path in sorted((folder / "images").glob("*.jpg")):
+        with contextlib.suppress(OSError):  # one of the drawn files is cut short on purpose
+            pictures.append(Image.open(path).convert("RGB"))
+    return "drawn pictures", pictures[:count]
 
 
 def write_pictures(folder: Path, pictures: list[Image.Image], side: int, count: int) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 os.environ.setdefault("VIPS_CONCURRENCY", "1")  # its pool of 2 below is faster than threads within a picture
 
 import cv2
+import joblib
 import measuring
 import numpy as np
 import pyvips
@@ -35,7 +36,7 @@ from torchvision import datasets, transforms
 from fashionlib import decoding, images, preparation
 from fashionlib.catalogue import COLUMNS
 
-CORES = len(os.sched_getaffinity(0))
+CORES = joblib.cpu_count()
 SIZES = (224, 64)
 ROUNDS = 3
 PICTURES = 2048  # of a round: what a catalogue costs once (table, listing, threads) is 2 % of it

@@ -49,7 +49,7 @@ class Arrays(Dataset):
         return self.transform(Image.fromarray(self.data.images[i])), int(self.data.labels[i])
 
 
-# --- candidates: each trains one epoch and returns its number of pictures ---------------------------------------------
+# --- candidates: each returns a function that trains one epoch ------------------------------------------------------
 
 
 def ours(folder: Path, architecture: str):

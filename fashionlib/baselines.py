@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from torch import nn
 
 from fashionlib import artifacts, classifier
@@ -21,7 +22,6 @@ from fashionlib.images import NEAR_WHITE, ImageSet
 
 BLOCK = 1024  # pictures that are read at a time
 VERSION = 2  # of the cached features: raise it when they would differ
-SMALLEST = {"inception_v3": 75}  # sides below which a network has no pixel left at its end
 
 
 def colour_histogram(pictures: np.ndarray) -> np.ndarray:
@@ -79,15 +79,23 @@ def frozen(
     pictures and random weights there. options: those of `classifier.features`. Taught in: chapter 2b.
     """
     key = {"version": VERSION, "architecture": architecture, "weights": weights, **(settings or {})}
+    key |= {name: str(value) for name, value in options.items()}
     found = artifacts.load_checkpoint(cache, settings=key) if cache else None
     if found is None:
         network = classifier.build(architecture, weights=weights)
-        found = _features(network, SMALLEST.get(architecture, 0), train, test, options)
+        found = _features(network, _smallest(architecture), train, test, options)
         if cache:
             artifacts.save_checkpoint(cache, found, settings=key)
     weight, bias = classifier.linear_probe(found["train"], torch.from_numpy(train.labels))
     facts = {name: found[name] for name in ("images_per_second", "parameters")}
     return {"logits": found["test"] @ weight.T + bias, "features": weight.shape[1], **facts}
+
+
+def _smallest(architecture: str) -> int:
+    """The side below which a network has no pixel left at its end, as torchvision says of its weights; 1 if unknown."""
+    known = architecture in torchvision.models.list_models(module=torchvision.models)
+    weights = torchvision.models.get_model_weights(architecture) if known else ()
+    return max((max(each.meta.get("min_size", (1, 1))) for each in weights), default=1)
 
 
 def _features(network: nn.Module, side: int, train: ImageSet, test: ImageSet, options: dict) -> dict:

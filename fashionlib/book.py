@@ -152,19 +152,20 @@ def _overview(profile: str, path: Path) -> str:
     chosen = int((chances.amax(1) * (classes == labels) * ((classes == 2) | (classes == 3))).argmax())  # clothes, right
     maps = saliency.magnitude(saliency.in_batches(saliency.guided_backprop, model, pixels, classes, 30))
     maps /= maps.mean((1, 2), keepdim=True).clamp_min(1e-12)
-    label = min(int(name.stem.split("_")[1]) for name in artifacts.folder(profile).glob("dcgan_?.safetensors"))
-    generator, _ = dcgan.load(artifacts.folder(profile) / f"dcgan_{label}.safetensors", "cpu")
+    label = min(key for key in artifacts.read_metrics(profile, "dcgan")["dcgan"] if key.isdigit())
+    generator, drawn = dcgan.load(artifacts.folder(profile) / f"dcgan_{label}.safetensors", "cpu")
     answer = f"{CLASS_NAMES[classes[chosen]]}, {100 * chances[chosen].max():.0f} %"
     accuracies = _accuracies(profile)
+    generated = dcgan.sample(generator, dcgan.noise(9, drawn["latent"], seed=1))
     plots.story(
         catalogue=few.images[few.rows[:9]], chosen=few.images[few.rows[chosen]], answer=answer, guided=maps[chosen],
-        average=maps[classes == classes[chosen]].mean(0), generated=dcgan.sample(generator, dcgan.noise(9, seed=1)),
+        average=maps[classes == classes[chosen]].mean(0), generated=generated,
         accuracies=accuracies,
     ).savefig(path, dpi=130)  # fmt: skip
     alt = (
         f"Six panels, one a chapter: nine products of the catalogue; one of them, taken by the network for {answer}; "
         f"its guided backpropagation map; the average map of its class; nine generated pictures of the class "
-        f"{CLASS_NAMES[label]}; and accuracies on the test part: "
+        f"{CLASS_NAMES[int(label)]}; and accuracies on the test part: "
         + ", ".join(f"{name} {100 * value:.2f} percent" for name, (value, *_) in accuracies.items())
     )
     options = f":name: fig-overview\n:alt: {alt}"
@@ -223,7 +224,8 @@ def keep(profile: str) -> Path:
     The report's seconds go from the first chapter's start to the rendered page. Raises InputError where it is missing.
     """
     build, metrics = runtime.build_root() / profile, artifacts.read_metrics(profile, *artifacts.METRICS_OF)
-    executed = {path.stem: _executed(path, profile) for path in sorted((build / "notebooks").glob("[0-9]*.ipynb"))}
+    finished = [path for path in sorted((build / "notebooks").glob("[0-9]*.ipynb")) if "." not in path.stem]
+    executed = {path.stem: _executed(path, profile) for path in finished}  # not what failed or was killed
     runs = {chapter: notebook["metadata"]["papermill"] for chapter, notebook in executed.items()}
     if not runs or not (page := build / "html" / "index.html").exists():
         raise runtime.InputError(f"there is no finished report of {profile}: make report PROFILE={profile}")
@@ -260,7 +262,7 @@ def _this_build(profile: str, runs: dict[str, dict]) -> str:
         "precision of the classifier": network["precision_mode"],
         "data": f"{manifest['settings']['source']}, fingerprint `{manifest['settings']['source_fingerprint'][:16]}`",
         "prepared as": ", ".join(manifest["settings"]["sizes"]) + f", {manifest['settings']['fit']}",
-        "weights to start from": network["weights"],
+        "weights to start from": Path(network["weights"]).name,
     }
     versions = {"Python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     started = {chapter: run["start_time"][:16].replace("T", " ") for chapter, run in runs.items()}

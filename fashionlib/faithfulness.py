@@ -161,10 +161,12 @@ def density_ratio(mass: np.ndarray, area: np.ndarray, *, seed: int = 0) -> tuple
 
     mass, area: shares of the part, one per picture, as `mass_share` gives them; NaN is left out. The ratio of the
     mean shares' odds; the interval is a percentile bootstrap over 2,000 draws of pictures (Efron 1979).
-    Taught in: chapter 4.
+    Raises InputError for fewer than two pictures. Taught in: chapter 4.
     """
     shares = np.stack([np.asarray(mass, float), np.asarray(area, float)])  # (2, B)
     shares = shares[:, ~np.isnan(shares).any(0)]  # a map without any mass, or a picture without foreground
+    if shares.shape[1] < 2:
+        raise InputError(f"a ratio with an interval needs two pictures or more; found {shares.shape[1]}.")
     drawn = np.random.default_rng(seed).integers(shares.shape[1], size=(2000, shares.shape[1]))
     means = np.concatenate([shares.mean(1)[:, None], shares[:, drawn].mean(2)], axis=1)  # (2, 1 + 2000)
     odds = means / (1 - means)

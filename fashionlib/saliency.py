@@ -272,5 +272,5 @@ def _per_class(votes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 def _averages(count: torch.Tensor, sums: list[torch.Tensor]) -> ClassAverages:
     n = count.double()[:, None, None]
     signed, size, squares, image, edges, shuffled = (total / n.view(-1, *[1] * (total.dim() - 1)) for total in sums)
-    variance = (squares - size**2).clamp_min(0) * n / (n - 1)
+    variance = torch.where(n > 1, (squares - size**2).clamp_min(0) * n / (n - 1), torch.nan)
     return ClassAverages(count, signed, size, (variance / n).sqrt(), image, edges, shuffled)

@@ -84,13 +84,20 @@ def own_build(config) -> str:
     return folder.name
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item):
-    """nbval starts a notebook's kernel when it sets up the first cell."""
-    with pytest.MonkeyPatch.context() as patch:
-        if item.path.suffix == ".ipynb" and item.parent.kernel is None:
-            patch.setenv("FASHION_BUILD", own_build(item.config))
-        return (yield)
+class OwnBuilds:
+    """A plugin: pytest asks a conftest about the tests of its own folder only, and the notebooks are in another one."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item):
+        """nbval starts a notebook's kernel when it sets up the first cell."""
+        with pytest.MonkeyPatch.context() as patch:
+            if item.path.suffix == ".ipynb" and item.parent.kernel is None:
+                patch.setenv("FASHION_BUILD", own_build(item.config))
+            return (yield)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(OwnBuilds())
 
 
 def solid(colour, size=(60, 80), *, mode="RGB", file_format="PNG", **options) -> bytes:

@@ -85,9 +85,10 @@ def test_features_are_kept(tmp_path, data):
 
 def test_pictures_too_small_for_a_network_are_enlarged(data):
     few = data._replace(rows=data.rows[:6], labels=data.labels[:6])
-    found = baselines.frozen("inception_v3", few, few, device="cpu", precision="float32")
-    assert found["logits"].shape == (6, 6)
-    assert found["features"] == 2048
+    for name, numbers in (("inception_v3", 2048), ("alexnet", 4096)):
+        found = baselines.frozen(name, few, few, device="cpu", precision="float32")
+        assert found["logits"].shape == (6, 6)
+        assert found["features"] == numbers
 
 
 def test_a_part_is_drawn_evenly_over_the_classes(data):

@@ -128,7 +128,7 @@ def test_a_failing_chapter_is_kept_apart_and_says_which_chapter_to_run(tmp_path)
 def test_environment_for_conda_keeps_to_the_same_versions():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (packages,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert packages == ["-c constraints.txt", "-e ."]
+    assert packages == ["-c constraints.txt", "-e .[test,bench]"]
     assert "pip" in environment["dependencies"]
     assert any(str(entry).startswith("python=3.") for entry in environment["dependencies"])
 

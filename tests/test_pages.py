@@ -116,6 +116,9 @@ def test_a_finished_report_is_kept_with_its_times(monkeypatch, tmp_path):
     for chapter, (start, seconds) in times.items():
         notebook = {"metadata": {"papermill": {"start_time": start, "duration": seconds}}}
         (tmp_path / "build" / "small" / "notebooks" / f"{chapter}.ipynb").write_text(json.dumps(notebook))
+    for unfinished in ("02_resnet152.failed", "03_guided_backprop.part"):
+        notebook = {"metadata": {"papermill": {"start_time": "2026-01-01T09:00:00+00:00", "duration": None}}}
+        (tmp_path / "build" / "small" / "notebooks" / f"{unfinished}.ipynb").write_text(json.dumps(notebook))
     page = tmp_path / "build" / "small" / "html" / "index.html"
     page.touch()
     os.utime(page, (0, datetime(2026, 1, 1, 10, 2, tzinfo=UTC).timestamp()))

@@ -243,6 +243,12 @@ def test_in_batches_equals_at_once():
 # --- averages ---------------------------------------------------------------------------------------------------------
 
 
+def test_one_picture_has_no_standard_error():
+    model, pixels = small(), pictures(1, 32)
+    averages = saliency.class_averages(model, [(pixels, torch.zeros(1, dtype=torch.int64))])
+    assert averages.standard_error.isnan().all()
+
+
 @pytest.mark.parametrize("unit", [True, False])
 def test_streaming_averages_equal_direct_ones(unit):
     model, pixels = small().double(), pictures(30, 32, torch.float64)
