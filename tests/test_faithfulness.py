@@ -140,8 +140,8 @@ def test_density_ratio_by_hand():
     assert ratio == pytest.approx(4)
     assert low < 4 < high
     assert faithfulness.density_ratio([0.5, 0.5], [0.5, 0.5]) == (1, [1, 1])
-    with pytest.raises(runtime.InputError, match="needs two pictures or more; found 1"):
-        faithfulness.density_ratio([0.5, np.nan], [0.5, 0.5])
+    with pytest.raises(InputError, match="needs two pictures or more; found 1"):
+        faithfulness.density_ratio([0.5, float("nan")], [0.5, 0.5])
 
 
 def test_mean_interval_by_hand():

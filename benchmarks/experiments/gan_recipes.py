@@ -1,9 +1,9 @@
 """What each ingredient is worth to the DCGAN: python benchmarks/experiments/gan_recipes.py (about 100 minutes).
 
-Class 1 (Women/Accessories) of the real 60x80 catalogue, 700 steps of 64 pictures and the rest of their epoch, two seeds:
-the paper's networks and recipe, the same with one ingredient changed, and `dcgan.BEST`. Judged by the Frechet distance
-in the features of chapter 2's classifier (of `make report PROFILE=small`), at equal numbers of pictures. Stopped, it
-goes on where it was.
+Class 1 (Women/Accessories) of the real 60x80 catalogue, 700 steps of 64 pictures and the rest of their epoch, two
+seeds: the paper's networks and recipe, the same with one ingredient changed, and `dcgan.BEST`. Judged by the Frechet
+distance in the features of chapter 2's classifier (of `make report PROFILE=small`), at equal numbers of pictures.
+Stopped, it goes on where it was.
 """
 
 from __future__ import annotations
