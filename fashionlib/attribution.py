@@ -14,7 +14,7 @@ from torch import nn
 from fashionlib import images, saliency
 
 STEPS = 16  # points on the way of integrated gradients, and noisy copies of SmoothGrad
-NOISE = 0.15  # of SmoothGrad: standard deviation as a share of the range of the pixels
+NOISE = 0.15  # of SmoothGrad: standard deviation as a share of the range of a picture's pixels
 
 
 def integrated_gradients(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -31,14 +31,13 @@ def integrated_gradients(model: nn.Module, pixels: torch.Tensor, targets: torch.
 
 
 def smooth_grad(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The mean gradient of noisy copies (Smilkov et al. 2017). Taught in: chapter 3, appendix."""
-    from captum.attr import NoiseTunnel, Saliency
+    """The mean gradient of noisy copies, with noise of 15 % of each picture's own range (Smilkov et al. 2017).
 
-    noise = NOISE * float(pixels.max() - pixels.min())
-    with saliency.evaluating(model):
-        method = NoiseTunnel(Saliency(model))
-        options = {"nt_type": "smoothgrad", "nt_samples": STEPS, "nt_samples_batch_size": 2, "stdevs": noise}
-        return method.attribute(pixels.detach().clone(), target=targets, abs=False, **options).detach()
+    Taught in: chapter 3, appendix.
+    """
+    noise = NOISE * (pixels.amax((1, 2, 3), keepdim=True) - pixels.amin((1, 2, 3), keepdim=True))
+    copies = (pixels + noise * torch.randn_like(pixels) for _ in range(STEPS))
+    return sum(saliency.gradient(model, copy, targets) for copy in copies) / STEPS
 
 
 def guided_grad_cam(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,16 @@ def test_the_place_that_matters_is_found(name):
     assert outside.max() == 0
 
 
+def test_the_noise_of_smoothgrad_depends_on_its_own_picture():
+    model, targets = small(), torch.tensor([0, 0])
+    pale = pictures(2, 32) / 10
+    maps = []
+    for beside in (pale[1:], 100 * pale[1:]):
+        torch.manual_seed(0)
+        maps.append(attribution.smooth_grad(model, torch.cat([pale[:1], beside]), targets)[0])
+    torch.testing.assert_close(maps[0], maps[1])
+
+
 def test_integrated_gradients_add_up_to_the_difference_of_the_logits():
     pixels = images.normalise(torch.full((1, 32, 32, 3), 60, dtype=torch.uint8))
     total = attribution.integrated_gradients(Corner(), pixels, torch.tensor([1])).sum()
