@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from fashionlib.catalogue import CLASS_NAMES
+from fashionlib.runtime import InputError
 
 
 def accuracy_interval(correct: int, count: int) -> list[float]:
@@ -142,8 +143,11 @@ def reliability(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> d
 def gender_gap(confusion: Sequence[Sequence[int]]) -> dict:
     """Accuracy on men's and on women's products (correct, count) and the 95 % interval of men's minus women's.
 
-    From a confusion matrix (true x predicted); classes of men are even. Taught in: chapter 2.
+    From a confusion matrix (true x predicted); classes of men are even. Raises InputError where one has no picture.
+    Taught in: chapter 2.
     """
     matrix = np.asarray(confusion)
     men, women = ((int(matrix.diagonal()[start::2].sum()), int(matrix[start::2].sum())) for start in (0, 1))
+    if not men[1] or not women[1]:
+        raise InputError(f"the gap needs men's and women's test pictures; found {men[1]} and {women[1]}.")
     return {"men": list(men), "women": list(women), "difference_ci95": difference_interval(men, women)}

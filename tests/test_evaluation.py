@@ -8,6 +8,7 @@ import torch
 from sklearn import metrics as sklearn_metrics
 
 from fashionlib import evaluation
+from fashionlib.runtime import InputError
 
 
 def test_evaluate_by_hand():
@@ -108,3 +109,6 @@ def test_gender_gap_by_hand():
     found = evaluation.gender_gap(confusion)
     assert (found["men"], found["women"]) == ([8, 10], [3, 6])
     assert found["difference_ci95"] == evaluation.difference_interval((8, 10), (3, 6))
+    confusion[1], confusion[3] = 0, 0
+    with pytest.raises(InputError, match="found 10 and 0"):
+        evaluation.gender_gap(confusion)
