@@ -32,6 +32,8 @@ ifeq ($(PROFILE),sample)
 THREADS := OMP_NUM_THREADS=1
 AT_ONCE := -j2
 else
+THREADS :=
+AT_ONCE :=
 .NOTPARALLEL:
 endif
 .PHONY: help report notebooks test lab student bench experiments clean check

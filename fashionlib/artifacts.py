@@ -187,10 +187,11 @@ def load_checkpoint(path: Path, *, settings: dict) -> dict | None:
     Taught in: chapter 2.
     """
     kept, waiting = path.with_name(f"{path.stem}.previous{path.suffix}"), path.with_name(f"{path.name}.tmp")
-    (state, found), (earlier, then) = (read_checkpoint(one) if one.exists() else (None, None) for one in (path, kept))
     wanted = json.loads(json.dumps(settings, default=_plain))
+    state, found = read_checkpoint(path) if path.exists() else (None, None)
     if found == wanted:
         return state
+    earlier, then = read_checkpoint(kept) if kept.exists() else (None, None)
     if then == wanted:
         kept.replace(waiting)
     if found is not None:

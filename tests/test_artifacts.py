@@ -161,6 +161,8 @@ def test_changed_settings_start_afresh_say_so_and_keep_the_old_file(tmp_path, ca
     path.unlink()
     assert artifacts.load_checkpoint(path, settings={"epochs": 5, "rate": 0.1, "classes": 6}) == {"epoch": 2}
     assert path.read_bytes() == content
+    (tmp_path / "classifier.previous.safetensors").write_bytes(b"damaged, and not wanted")
+    assert artifacts.load_checkpoint(path, settings={"epochs": 5, "rate": 0.1, "classes": 6}) == {"epoch": 2}
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):

@@ -101,20 +101,14 @@ def test_next_and_previous_walk_the_book_in_order(browser, address):
 def test_solutions_unfold(browser, address, chapter):
     with open_page(browser, viewport=PHONE) as (page, *_):
         page.goto(f"{address}/{chapter}.html")
-        solutions = page.locator(".tag_solution details")
-        assert solutions.count() >= 3
-        for i in range(solutions.count()):
-            code = solutions.nth(i).locator(".highlight").first
-            assert not code.is_visible()
-            solutions.nth(i).locator("summary").click()
-            code.wait_for(state="visible")
-        answers = page.locator("details.sd-dropdown")
-        assert answers.count() >= 3
-        for i in range(answers.count()):
-            text = answers.nth(i).locator("p").first
-            assert not text.is_visible()
-            answers.nth(i).locator("summary").click()
-            text.wait_for(state="visible")
+        for folded, content in ((".tag_solution details", ".highlight"), ("details.sd-dropdown", "p")):
+            found = page.locator(folded)
+            assert found.count() >= 3
+            for i in range(found.count()):
+                inside = found.nth(i).locator(content).first
+                assert not inside.is_visible()
+                found.nth(i).locator("summary").click()
+                inside.wait_for(state="visible")
 
 
 def test_the_film_of_the_training_plays(browser, address):
