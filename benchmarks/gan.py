@@ -33,16 +33,27 @@ def ours(folder: Path):
 
 def example(folder: Path, *, in_memory: bool):
     """The step as the example writes it: each loss has a backward pass of its own, labels are filled in."""
-    steps = [transforms.Resize(SIDE), transforms.CenterCrop(SIDE), transforms.ToTensor()]
+    steps = [
+        transforms.Resize(SIDE),
+        transforms.CenterCrop(SIDE),
+        transforms.ToTensor(),
+    ]
     steps.append(transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     dataset = datasets.ImageFolder(folder / "jpeg", transforms.Compose(steps))
     loader = DataLoader(
-        dataset, BATCH, shuffle=True, num_workers=0 if in_memory else 2, persistent_workers=not in_memory
+        dataset,
+        BATCH,
+        shuffle=True,
+        num_workers=0 if in_memory else 2,
+        persistent_workers=not in_memory,
     )
     batches = list(loader) if in_memory else loader
     generator, discriminator = dcgan.Generator(), dcgan.Discriminator()
     criterion = nn.BCEWithLogitsLoss()
-    updates = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in (generator, discriminator)]
+    updates = [
+        torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999))
+        for network in (generator, discriminator)
+    ]
 
     def epoch() -> None:
         for real, _ in batches:
@@ -64,7 +75,9 @@ def example(folder: Path, *, in_memory: bool):
 CANDIDATES = {
     "ours": ours,
     "PyTorch's example": lambda folder: example(folder, in_memory=False),
-    "PyTorch's example, batches in memory": lambda folder: example(folder, in_memory=True),
+    "PyTorch's example, batches in memory": lambda folder: example(
+        folder, in_memory=True
+    ),
 }
 
 
@@ -74,14 +87,27 @@ def main() -> None:
         measuring.serve(CANDIDATES[sys.argv[3]](Path(sys.argv[2])))
         return
     with tempfile.TemporaryDirectory() as folder:
-        measuring.write_pictures(Path(folder), measuring.photographs(40)[1], SIDE, PICTURES)
-        commands = {name: [sys.executable, __file__, "--serve", folder, name] for name in CANDIDATES}
+        measuring.write_pictures(
+            Path(folder), measuring.photographs(40)[1], SIDE, PICTURES
+        )
+        commands = {
+            name: [sys.executable, __file__, "--serve", folder, name]
+            for name in CANDIDATES
+        }
         answers = measuring.in_processes(commands, ROUNDS)
-    rates = {name: [PICTURES / answer["seconds"] for answer in each] for name, each in answers.items()}
-    rows = [measuring.row(f"the paper's networks, batch {BATCH}: {name}", values) for name, values in rates.items()]
+    rates = {
+        name: [PICTURES / answer["seconds"] for answer in each]
+        for name, each in answers.items()
+    }
+    rows = [
+        measuring.row(f"the paper's networks, batch {BATCH}: {name}", values)
+        for name, values in rates.items()
+    ]
     ratios = {
         "gan_vs_example": measuring.ratio(rates, "ours", "PyTorch's example"),
-        "gan_vs_example_in_memory": measuring.ratio(rates, "ours", "PyTorch's example, batches in memory"),
+        "gan_vs_example_in_memory": measuring.ratio(
+            rates, "ours", "PyTorch's example, batches in memory"
+        ),
     }
     measuring.save("gan", rows, ratios)
 

@@ -16,11 +16,13 @@ import torchvision
 from captum.attr import GuidedBackprop
 from torch import nn
 
-from fashionlib import convolutions, images, runtime, saliency
+from fashionlib import cpu, images, runtime, saliency
 
 SIDE, ROUNDS = 224, 5
 BATCH = {"resnet18": 32, "resnet152": 16}
-AVERAGED = 512  # pictures of the class averages: 16 batches, as the cost of each is the same
+AVERAGED = (
+    512  # pictures of the class averages: 16 batches, as the cost of each is the same
+)
 PACKAGES = ("captum",)
 
 
@@ -28,24 +30,39 @@ def pictures(count: int) -> torch.Tensor:
     """Normalised pictures, float32 (count, 3, 224, 224) in channels_last."""
     _, photographs = measuring.photographs(min(count, 40))
     arrays = [np.asarray(photograph.resize((SIDE, SIDE))) for photograph in photographs]
-    return images.normalise(torch.from_numpy(np.stack([arrays[i % len(arrays)] for i in range(count)])))
+    return images.normalise(
+        torch.from_numpy(np.stack([arrays[i % len(arrays)] for i in range(count)]))
+    )
 
 
-def limit(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def limit(
+    model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """What any gradient by the pixels has to do."""
     leaf = pixels.clone().requires_grad_()
     return torch.autograd.grad(model(leaf).gather(1, targets[:, None]).sum(), leaf)[0]
 
 
 def one_by_one(explain, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.cat([explain(pixels[i : i + 1], target=targets[i : i + 1]) for i in range(len(pixels))])
+    return torch.cat(
+        [
+            explain(pixels[i : i + 1], target=targets[i : i + 1])
+            for i in range(len(pixels))
+        ]
+    )
 
 
 def compare(architecture: str) -> tuple[list[dict], dict[str, list[float]]]:
     """Maps/s of each, and the rows with what they differ by."""
     torch.manual_seed(0)
-    model = torchvision.models.get_model(architecture, num_classes=6).eval().requires_grad_(False)
-    plain = torchvision.models.get_model(architecture, num_classes=6).eval()  # as Captum's users have it
+    model = (
+        torchvision.models.get_model(architecture, num_classes=6)
+        .eval()
+        .requires_grad_(False)
+    )
+    plain = torchvision.models.get_model(
+        architecture, num_classes=6
+    ).eval()  # as Captum's users have it
     plain.load_state_dict(model.state_dict())
     model.to(memory_format=torch.channels_last)
     pixels = pictures(BATCH[architecture])
@@ -53,7 +70,7 @@ def compare(architecture: str) -> tuple[list[dict], dict[str, list[float]]]:
     with torch.no_grad():
         targets = model(pixels).argmax(1)
     captum = GuidedBackprop(plain).attribute
-    folded = convolutions.folded(model)
+    folded = cpu.folded(model)
 
     def in_bfloat16() -> torch.Tensor:
         with runtime.autocast(torch.device("cpu"), "bfloat16"):
@@ -61,27 +78,45 @@ def compare(architecture: str) -> tuple[list[dict], dict[str, list[float]]]:
 
     candidates = {
         "ours, float32": partial(saliency.guided_backprop, folded, pixels, targets),
-        "ours, network as it is, float32": partial(saliency.guided_backprop, model, pixels, targets),
+        "ours, network as it is, float32": partial(
+            saliency.guided_backprop, model, pixels, targets
+        ),
         "ours, bfloat16": in_bfloat16,
         "limit: forward and backward, float32": partial(limit, model, pixels, targets),
-        "Captum, batched": lambda: captum(batch.clone().requires_grad_(), target=targets),
+        "Captum, batched": lambda: captum(
+            batch.clone().requires_grad_(), target=targets
+        ),
     }
     maps = {name: run().detach() for name, run in candidates.items()}  # warms up, too
     counted = {name: lambda run=run: len(run()) for name, run in candidates.items()}
-    counted["Captum, one at a time"] = lambda: len(one_by_one(captum, batch[:few].clone().requires_grad_(), targets))
+    counted["Captum, one at a time"] = lambda: len(
+        one_by_one(captum, batch[:few].clone().requires_grad_(), targets)
+    )
     rates = measuring.in_turn(counted, ROUNDS)
-    rows = [measuring.row(f"{architecture}: {name}", values, "maps/s") for name, values in rates.items()]
+    rows = [
+        measuring.row(f"{architecture}: {name}", values, "maps/s")
+        for name, values in rates.items()
+    ]
     for name in ("ours, float32", "ours, bfloat16"):
-        apart = (maps[name] - maps["Captum, batched"]).flatten(1).norm(dim=1) / maps["Captum, batched"].flatten(1).norm(
-            dim=1
+        apart = (maps[name] - maps["Captum, batched"]).flatten(1).norm(dim=1) / maps[
+            "Captum, batched"
+        ].flatten(1).norm(dim=1)
+        rows.append(
+            measuring.row(
+                f"{architecture}: {name}, difference to Captum",
+                apart.tolist(),
+                "of its norm",
+                6,
+            )
         )
-        rows.append(measuring.row(f"{architecture}: {name}, difference to Captum", apart.tolist(), "of its norm", 6))
     return rows, rates
 
 
 def averages(pixels: torch.Tensor) -> tuple[list[dict], float]:
     """Images/s of the class averages and of the maps alone; their ratio."""
-    model = convolutions.folded(torchvision.models.resnet18(num_classes=6).to(memory_format=torch.channels_last))
+    model = cpu.folded(
+        torchvision.models.resnet18(num_classes=6).to(memory_format=torch.channels_last)
+    )
     batches = [(part, None) for part in pixels.split(BATCH["resnet18"])]
 
     def maps_alone() -> int:
@@ -91,7 +126,10 @@ def averages(pixels: torch.Tensor) -> tuple[list[dict], float]:
         return int(saliency.class_averages(model, batches).count.sum())
 
     rates = measuring.in_turn({"maps alone": maps_alone, "class averages": averaged}, 3)
-    rows = [measuring.row(f"resnet18, {len(pixels)} pictures: {name}", values) for name, values in rates.items()]
+    rows = [
+        measuring.row(f"resnet18, {len(pixels)} pictures: {name}", values)
+        for name, values in rates.items()
+    ]
     return rows, measuring.ratio(rates, "class averages", "maps alone")
 
 
@@ -101,10 +139,16 @@ def main() -> None:
     for architecture in BATCH:
         found, rates = compare(architecture)
         rows += found
-        ratios[f"guided_vs_captum_{architecture}"] = measuring.ratio(rates, "ours, float32", "Captum, batched")
+        ratios[f"guided_vs_captum_{architecture}"] = measuring.ratio(
+            rates, "ours, float32", "Captum, batched"
+        )
         name = "limit: forward and backward, float32"
-        ratios[f"guided_limit_share_{architecture}"] = measuring.ratio(rates, "ours, float32", name)
-        ratios[f"guided_bf16_vs_captum_{architecture}"] = measuring.ratio(rates, "ours, bfloat16", "Captum, batched")
+        ratios[f"guided_limit_share_{architecture}"] = measuring.ratio(
+            rates, "ours, float32", name
+        )
+        ratios[f"guided_bf16_vs_captum_{architecture}"] = measuring.ratio(
+            rates, "ours, bfloat16", "Captum, batched"
+        )
     found, ratios["class_averages_vs_maps"] = averages(pictures(AVERAGED))
     measuring.save("saliency", rows + found, ratios, packages=PACKAGES)
 

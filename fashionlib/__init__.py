@@ -1,6 +1,6 @@
 """Shared code of the course "Visual Recognition with Fashion Dataset": import the module you need.
 
-from fashionlib import images, classifier
+from fashionlib import images, models
 
 | module | holds |
 |---|---|

@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+def discriminator_loss(
+    real_logits: torch.Tensor, fake_logits: torch.Tensor
+) -> torch.Tensor:
     """-log D(x) - log(1 - D(G(z))), the mean over the batch (Goodfellow et al. 2014). Taught in: chapter 5."""
     return _cross_entropy(real_logits, 1.0) + _cross_entropy(fake_logits, 0.0)
 
@@ -33,16 +35,22 @@ def hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Te
 
     The generator's own is then the mean of -a. Taught in: chapter 5.
     """
-    return F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean()
+    return (
+        F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean()
+    )
 
 
-def gradient_penalty(discriminator: nn.Module, real: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+def gradient_penalty(
+    discriminator: nn.Module, real: torch.Tensor, labels: torch.Tensor | None = None
+) -> torch.Tensor:
     """Half the squared slope of the logit at real pictures (B, 3, 64, 64), the mean over the batch, in float32.
 
     R1 of Mescheder et al. 2018. Taught in: chapter 5.
     """
     real = real.detach().float().requires_grad_()
-    (slope,) = torch.autograd.grad(discriminator(real, labels).sum(), real, create_graph=True)
+    (slope,) = torch.autograd.grad(
+        discriminator(real, labels).sum(), real, create_graph=True
+    )
     return slope.square().sum((1, 2, 3)).mean() / 2
 
 
@@ -60,15 +68,23 @@ def augment(pixels: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
     pixels = mean + (contrast + 0.5) * (pixels - mean)
     rows, upright, high = _along(drawn[3], drawn[5], pixels.shape[2])
     columns, across, wide = _along(drawn[4], drawn[6], pixels.shape[3])
-    kept = upright[:, :, None] & across[:, None] & ~(high[:, :, None] & wide[:, None])  # (B, H, W)
+    kept = (
+        upright[:, :, None] & across[:, None] & ~(high[:, :, None] & wide[:, None])
+    )  # (B, H, W)
     batch = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     moved = pixels.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None]]
     return (moved * kept[..., None]).permute(0, 3, 1, 2)
 
 
-def _along(shift: torch.Tensor, start: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _along(
+    shift: torch.Tensor, start: torch.Tensor, side: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of one axis, each (B, side): where a pixel comes from, whether that is in the picture, whether it is cut out."""
     line = torch.arange(side, device=shift.device)
     source = line - ((2 * shift - 1) * side / 8).round().long()[:, None]
     first = (start * side).long()[:, None] - side // 4
-    return source.clamp(0, side - 1), (source >= 0) & (source < side), (line >= first) & (line < first + side // 2)
+    return (
+        source.clamp(0, side - 1),
+        (source >= 0) & (source < side),
+        (line >= first) & (line < first + side // 2),
+    )

@@ -69,7 +69,13 @@ def require(run: str, name: str) -> Path:
 
 def _missing(what: str, run: str, chapter: str) -> str:
     has_profile = (runtime.project_root() / "profiles" / run).is_dir()
-    profile = f" -f profiles/{run}/{chapter}.yml" if has_profile else "" if run == "sample" else f" -p run {run}"
+    profile = (
+        f" -f profiles/{run}/{chapter}.yml"
+        if has_profile
+        else ""
+        if run == "sample"
+        else f" -p run {run}"
+    )
     command = f"papermill notebooks/{chapter}.ipynb out.ipynb{profile}"
     return f"{what} of run {run!r} is missing: chapter {chapter} makes it. Run that notebook first, or: {command}"
 
@@ -77,7 +83,9 @@ def _missing(what: str, run: str, chapter: str) -> str:
 # --- metrics ------------------------------------------------------------------------------------------------------
 
 
-def update_metrics(run: str, chapter: str, values: dict, *, extend: bool = False) -> None:
+def update_metrics(
+    run: str, chapter: str, values: dict, *, extend: bool = False
+) -> None:
     """Replace the entry `chapter` in the run's metrics.json by `values`; other chapters' entries stay as they are.
 
     extend: keep the keys of the entry that are not in `values` (chapter 4 adds to what chapter 3 has written).
@@ -105,7 +113,9 @@ def read_metrics(run: str, *chapters: str) -> dict:
         chapter, _, added = name.partition(".")
         if chapter not in metrics or (added and added not in metrics[chapter]):
             makes = METRICS_OF | ADDED_METRICS
-            raise InputError(_missing(f"the entry {name!r} in metrics.json", run, makes[name]))
+            raise InputError(
+                _missing(f"the entry {name!r} in metrics.json", run, makes[name])
+            )
     return metrics
 
 
@@ -116,7 +126,9 @@ def measured(name: str) -> dict:
     """
     path = runtime.project_root() / "benchmarks" / "results" / f"{name}.json"
     if not path.exists():
-        raise InputError(f"{path.name} is missing in benchmarks/results: make bench or make experiments writes it.")
+        raise InputError(
+            f"{path.name} is missing in benchmarks/results: make bench or make experiments writes it."
+        )
     return json.loads(path.read_text())
 
 
@@ -132,7 +144,9 @@ def _plain(value: Any) -> Any:
     """NumPy scalars and arrays and torch tensors as plain Python, for json."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"metrics take plain numbers, strings, lists and dictionaries, found {type(value).__name__}")
+    raise TypeError(
+        f"metrics take plain numbers, strings, lists and dictionaries, found {type(value).__name__}"
+    )
 
 
 # --- weights and checkpoints ------------------------------------------------------------------------------------------
@@ -156,7 +170,9 @@ def load_weights(path: Path, model: torch.nn.Module) -> dict:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"{path.name} does not fit {type(model).__name__}: {str(error).splitlines()[-1]}") from error
+        raise InputError(
+            f"{path.name} does not fit {type(model).__name__}: {str(error).splitlines()[-1]}"
+        ) from error
     return settings
 
 
@@ -172,8 +188,13 @@ def save_checkpoint(path: Path, state: dict, *, settings: dict) -> None:
 
     tensors: dict = {}
     skeleton = _flatten(state, "", tensors)
-    header = {"state": json.dumps(skeleton, default=_plain), "settings": json.dumps(settings, default=_plain)}
-    temporary = path.with_name(f"{path.name}.tmp")  # one name: what a killed run leaves, the next one overwrites
+    header = {
+        "state": json.dumps(skeleton, default=_plain),
+        "settings": json.dumps(settings, default=_plain),
+    }
+    temporary = path.with_name(
+        f"{path.name}.tmp"
+    )  # one name: what a killed run leaves, the next one overwrites
     with FileLock(f"{path}.lock"):  # two runs of one chapter
         save_file(tensors, temporary, metadata=header)
         temporary.replace(path)
@@ -186,7 +207,10 @@ def load_checkpoint(path: Path, *, settings: dict) -> dict | None:
     these settings, the two change places. Both are said. Raises InputError for a damaged or foreign file.
     Taught in: chapter 2.
     """
-    kept, waiting = path.with_name(f"{path.stem}.previous{path.suffix}"), path.with_name(f"{path.name}.tmp")
+    kept, waiting = (
+        path.with_name(f"{path.stem}.previous{path.suffix}"),
+        path.with_name(f"{path.name}.tmp"),
+    )
     wanted = json.loads(json.dumps(settings, default=_plain))
     state, found = read_checkpoint(path) if path.exists() else (None, None)
     if found == wanted:
@@ -201,8 +225,16 @@ def load_checkpoint(path: Path, *, settings: dict) -> dict | None:
         print(f"{path.name}: going on from {kept.name}, which has these settings")
         return earlier
     if found is not None:
-        changed = ", ".join(sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)))
-        print(f"{path.name}: {changed} changed; starting afresh, the old file is kept as {kept.name}")
+        changed = ", ".join(
+            sorted(
+                key
+                for key in found.keys() | wanted.keys()
+                if found.get(key) != wanted.get(key)
+            )
+        )
+        print(
+            f"{path.name}: {changed} changed; starting afresh, the old file is kept as {kept.name}"
+        )
     return None
 
 
@@ -213,7 +245,10 @@ def read_checkpoint(path: Path) -> tuple[dict, dict]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            skeleton, settings = json.loads(header["state"]), json.loads(header["settings"])
+            skeleton, settings = (
+                json.loads(header["state"]),
+                json.loads(header["settings"]),
+            )
             return _unflatten(skeleton, file), settings
     except (SafetensorError, KeyError, OSError, ValueError) as error:
         raise InputError(
@@ -231,11 +266,16 @@ def _flatten(value: Any, name: str, tensors: dict) -> Any:
     if isinstance(value, dict):
         return {
             "dict": [
-                [key, _flatten(item, f"{name}/{key}" if name else str(key), tensors)] for key, item in value.items()
+                [key, _flatten(item, f"{name}/{key}" if name else str(key), tensors)]
+                for key, item in value.items()
             ]
         }
     if isinstance(value, list | tuple):
-        return {"list": [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+        return {
+            "list": [
+                _flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)
+            ]
+        }
     return {"plain": value}
 
 
@@ -244,7 +284,9 @@ def _unflatten(node: dict, file) -> Any:
     if kind == "tensor":
         return file.get_tensor(content)
     if kind == "dict":
-        return {key: _unflatten(item, file) for key, item in content}  # pairs keep integer keys integer
+        return {
+            key: _unflatten(item, file) for key, item in content
+        }  # pairs keep integer keys integer
     if kind == "list":
         return [_unflatten(item, file) for item in content]
     return content
@@ -256,7 +298,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     for parameter, moments in optimizer.state.items():
         for key, value in moments.items():
             if hasattr(value, "shape") and value.shape == parameter.shape:
-                moments[key] = parameter.detach().clone().copy_(value)  # clone preserves strides
+                moments[key] = (
+                    parameter.detach().clone().copy_(value)
+                )  # clone preserves strides
 
 
 # --- the check before a run -------------------------------------------------------------------------------------------
@@ -269,13 +313,27 @@ def check(profile: str, source: str = "") -> None:
     of another type than the default, a source that is not a catalogue. Taught in: chapter 1.
     """
     root = runtime.project_root()
-    known = sorted({"sample", *(path.name for path in (root / "profiles").iterdir() if path.is_dir())})
+    known = sorted(
+        {
+            "sample",
+            *(path.name for path in (root / "profiles").iterdir() if path.is_dir()),
+        }
+    )
     if profile not in known:
-        raise InputError(f"PROFILE must be one of {', '.join(known)}; found {profile!r}.")
-    chapters = {path.stem: notebook_parameters(path) for path in sorted((root / "notebooks").glob("*.ipynb"))}
-    files = {path.stem: path for path in sorted((root / "profiles" / profile).glob("*.yml"))}
+        raise InputError(
+            f"PROFILE must be one of {', '.join(known)}; found {profile!r}."
+        )
+    chapters = {
+        path.stem: notebook_parameters(path)
+        for path in sorted((root / "notebooks").glob("*.ipynb"))
+    }
+    files = {
+        path.stem: path for path in sorted((root / "profiles" / profile).glob("*.yml"))
+    }
     if unknown := sorted(files.keys() - chapters.keys()):
-        raise InputError(f"profiles/{profile}/{unknown[0]}.yml belongs to no notebook; known: {', '.join(chapters)}.")
+        raise InputError(
+            f"profiles/{profile}/{unknown[0]}.yml belongs to no notebook; known: {', '.join(chapters)}."
+        )
     target = runtime.build_root() / profile / "parameters"
     target.mkdir(parents=True, exist_ok=True)
     for chapter, defaults in chapters.items():
@@ -283,16 +341,26 @@ def check(profile: str, source: str = "") -> None:
         chosen["run"] = profile
         note = ""
         if "source" in defaults:
-            chosen["source"], note = check_source(source or chosen.get("source", defaults["source"]))
-        _write_if_changed(target / f"{chapter}.yml", note + json.dumps(chosen, indent=2) + "\n")  # JSON is YAML
+            chosen["source"], note = check_source(
+                source or chosen.get("source", defaults["source"])
+            )
+        _write_if_changed(
+            target / f"{chapter}.yml", note + json.dumps(chosen, indent=2) + "\n"
+        )  # JSON is YAML
 
 
 def notebook_parameters(path: Path) -> dict:
     """Names and default values in the notebook's cell tagged `parameters` (literals only)."""
     cells = json.loads(path.read_text())["cells"]
-    tagged = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    tagged = (
+        cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])
+    )
     tree = ast.parse("".join(next(tagged)["source"]))
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)}
+    return {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+    }
 
 
 def parameters_of(chapter: str, profile: str) -> dict:
@@ -306,7 +374,9 @@ def parameters_of(chapter: str, profile: str) -> dict:
         return defaults
     path = root / "profiles" / profile / f"{chapter}.yml"
     if not path.exists():
-        raise InputError(f"profile must be sample or a folder of profiles/ with {path.name}; found {profile!r}.")
+        raise InputError(
+            f"profile must be sample or a folder of profiles/ with {path.name}; found {profile!r}."
+        )
     return defaults | read_profile(path, defaults)
 
 
@@ -318,16 +388,28 @@ def read_profile(path: Path, defaults: dict) -> dict:
     try:
         chosen = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise InputError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{name} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(chosen, dict):
-        raise InputError(f"{name} must hold lines `name: value`, found {type(chosen).__name__}.")
+        raise InputError(
+            f"{name} must hold lines `name: value`, found {type(chosen).__name__}."
+        )
     for key, value in chosen.items():
         if key not in defaults:
             near = difflib.get_close_matches(str(key), defaults, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(defaults)}."
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"known: {', '.join(defaults)}."
+            )
             raise InputError(f"{name}: the notebook has no parameter {key!r}; {hint}")
-        kinds = (int, float) if isinstance(defaults[key], float) else type(defaults[key])
-        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(defaults[key], bool):
+        kinds = (
+            (int, float) if isinstance(defaults[key], float) else type(defaults[key])
+        )
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(
+            defaults[key], bool
+        ):
             raise InputError(
                 f"{name}: {key} must be of type {type(defaults[key]).__name__} like {defaults[key]!r}, found {value!r}."
             )
@@ -345,7 +427,8 @@ def check_source(source: str) -> tuple[str, str]:
 
     Raises InputError as `sources.open_source` and `catalogue.read_styles` do; a Kaggle name is not downloaded yet.
     """
-    from fashionlib import catalogue, sources
+    from fashionlib import catalogue
+    from fashionlib.data import sources
 
     if source == "synthetic" or source in sources.KAGGLE:
         return source, ""
@@ -355,11 +438,19 @@ def check_source(source: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fashionlib.artifacts", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m fashionlib.artifacts", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("check", help="look at profile, parameter names and source before a run")
+    checking = commands.add_parser(
+        "check", help="look at profile, parameter names and source before a run"
+    )
     checking.add_argument("--profile", required=True)
-    checking.add_argument("--source", default="", help="synthetic, kaggle-small, kaggle-full, a folder or a zip")
+    checking.add_argument(
+        "--source",
+        default="",
+        help="synthetic, kaggle-small, kaggle-full, a folder or a zip",
+    )
     options = parser.parse_args()
     try:
         check(options.profile, options.source)

@@ -17,7 +17,9 @@ STEPS = 16  # points on the way of integrated gradients, and noisy copies of Smo
 NOISE = 0.15  # of SmoothGrad: standard deviation as a share of the range of a picture's pixels
 
 
-def integrated_gradients(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def integrated_gradients(
+    model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """The gradient averaged on the straight way from white, times the way (Sundararajan et al. 2017).
 
     Taught in: chapter 3, appendix.
@@ -26,36 +28,62 @@ def integrated_gradients(model: nn.Module, pixels: torch.Tensor, targets: torch.
 
     with saliency.evaluating(model):
         method = IntegratedGradients(model)
-        options = {"baselines": images.white(pixels), "n_steps": STEPS, "internal_batch_size": 2 * len(pixels)}
-        return method.attribute(pixels, target=targets, **options).detach().to(pixels.dtype)
+        options = {
+            "baselines": images.white(pixels),
+            "n_steps": STEPS,
+            "internal_batch_size": 2 * len(pixels),
+        }
+        return (
+            method.attribute(pixels, target=targets, **options)
+            .detach()
+            .to(pixels.dtype)
+        )
 
 
-def smooth_grad(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def smooth_grad(
+    model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """The mean gradient of noisy copies, with noise of 15 % of each picture's own range (Smilkov et al. 2017).
 
     Taught in: chapter 3, appendix.
     """
-    noise = NOISE * (pixels.amax((1, 2, 3), keepdim=True) - pixels.amin((1, 2, 3), keepdim=True))
+    noise = NOISE * (
+        pixels.amax((1, 2, 3), keepdim=True) - pixels.amin((1, 2, 3), keepdim=True)
+    )
     copies = (pixels + noise * torch.randn_like(pixels) for _ in range(STEPS))
     return sum(saliency.gradient(model, copy, targets) for copy in copies) / STEPS
 
 
-def guided_grad_cam(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def guided_grad_cam(
+    model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """Guided backpropagation times Grad-CAM (Selvaraju et al. 2017). Taught in: chapter 3, appendix."""
-    return saliency.guided_backprop(model, pixels, targets) * saliency.grad_cam(model, pixels, targets)
+    return saliency.guided_backprop(model, pixels, targets) * saliency.grad_cam(
+        model, pixels, targets
+    )
 
 
-def occlusion(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def occlusion(
+    model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """How far the logit falls when a white patch of a quarter of the side lies there (Zeiler and Fergus 2014).
 
     One forward pass a position, about 50 in all: the patch moves by half its side. Taught in: chapter 3, appendix.
     """
     from captum.attr import Occlusion
 
-    window, stride = ((3, *(max(1, side // part) for side in pixels.shape[2:])) for part in (4, 8))
+    window, stride = (
+        (3, *(max(1, side // part) for side in pixels.shape[2:])) for part in (4, 8)
+    )
     with saliency.evaluating(model), torch.no_grad():
-        options = {"sliding_window_shapes": window, "strides": stride, "baselines": images.white(pixels)}
-        return Occlusion(model).attribute(pixels, target=targets, perturbations_per_eval=8, **options)
+        options = {
+            "sliding_window_shapes": window,
+            "strides": stride,
+            "baselines": images.white(pixels),
+        }
+        return Occlusion(model).attribute(
+            pixels, target=targets, perturbations_per_eval=8, **options
+        )
 
 
 METHODS = {

@@ -1,6 +1,6 @@
 """What a result consists of: accuracy with its interval, per class, the kinds of error, calibration.
 
-    metrics = evaluation.evaluate(*classifier.predict(model, prepared.subset("test", 224)))
+    metrics = evaluation.evaluate(*models.predict(model, prepared.subset("test", 224)))
     metrics["accuracy"], metrics["accuracy_ci95"], metrics["recall"]
 
 Metrics are taken from all logits at once, never as a mean of batch means: the last batch is shorter.
@@ -38,8 +38,14 @@ def difference_interval(first: tuple[int, int], second: tuple[int, int]) -> list
     Newcombe's hybrid score interval, from the Wilson intervals of the two. Taught in: chapter 2.
     """
     p, q = first[0] / first[1], second[0] / second[1]
-    (p_low, p_high), (q_low, q_high) = accuracy_interval(*first), accuracy_interval(*second)
-    return [p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)]
+    (p_low, p_high), (q_low, q_high) = (
+        accuracy_interval(*first),
+        accuracy_interval(*second),
+    )
+    return [
+        p - q - math.hypot(p - p_low, q_high - q),
+        p - q + math.hypot(p_high - p, q - q_low),
+    ]
 
 
 def paired_interval(first: torch.Tensor, second: torch.Tensor) -> list[float]:
@@ -49,9 +55,13 @@ def paired_interval(first: torch.Tensor, second: torch.Tensor) -> list[float]:
     Taught in: chapter 2b.
     """
     count = len(first) + 2
-    only_first, only_second = ((a & ~b).sum().item() + 0.5 for a, b in ((first, second), (second, first)))
+    only_first, only_second = (
+        (a & ~b).sum().item() + 0.5 for a, b in ((first, second), (second, first))
+    )
     gap = (only_first - only_second) / count
-    reach = 1.959964 * math.sqrt(max((only_first + only_second) / count - gap**2, 0) / count)
+    reach = 1.959964 * math.sqrt(
+        max((only_first + only_second) / count - gap**2, 0) / count
+    )
     return [gap - reach, gap + reach]
 
 
@@ -82,8 +92,13 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
 
     predicted, classes = logits.argmax(1), range(len(CLASS_NAMES))
     correct = int((predicted == labels).sum())
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0.0)
-    gender, category = predicted % 2 != labels % 2, predicted // 2 != labels // 2  # class = 2 * category + gender
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=0.0
+    )
+    gender, category = (
+        predicted % 2 != labels % 2,
+        predicted // 2 != labels // 2,
+    )  # class = 2 * category + gender
     return {
         "count": len(labels),
         "accuracy": correct / len(labels),
@@ -91,12 +106,16 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "macro_f1": float(f1.mean()),
         "precision": precision.tolist(),
         "recall": recall.tolist(),
-        "confusion": (matrix := confusion_matrix(labels, predicted, labels=classes)).tolist(),
+        "confusion": (
+            matrix := confusion_matrix(labels, predicted, labels=classes)
+        ).tolist(),
         "recall_equality_p": recall_equality(matrix),
         "true_distribution": distribution(labels),
         "predicted_distribution": distribution(predicted),
         "expected_calibration_error": float(
-            multiclass_calibration_error(logits.softmax(1), labels, num_classes=len(classes), n_bins=15)
+            multiclass_calibration_error(
+                logits.softmax(1), labels, num_classes=len(classes), n_bins=15
+            )
         ),
         "gender_errors": int((gender & ~category).sum()),
         "category_errors": int((~gender & category).sum()),
@@ -109,7 +128,9 @@ def distribution(labels: torch.Tensor | np.ndarray) -> list[float]:
 
     Taught in: chapter 2.
     """
-    return (np.bincount(np.asarray(labels), minlength=len(CLASS_NAMES)) / len(labels)).tolist()
+    return (
+        np.bincount(np.asarray(labels), minlength=len(CLASS_NAMES)) / len(labels)
+    ).tolist()
 
 
 def temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -126,7 +147,9 @@ def temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
 
 
-def reliability(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> dict[str, list[float]]:
+def reliability(
+    logits: torch.Tensor, labels: torch.Tensor, bins: int = 15
+) -> dict[str, list[float]]:
     """Per bin of confidence that holds pictures: mean `confidence`, `accuracy`, and their number `count`.
 
     Taught in: chapter 2.
@@ -135,9 +158,17 @@ def reliability(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> d
     place = (confidence * bins).long().clamp(max=bins - 1)
     count = torch.bincount(place, minlength=bins)
     filled = count > 0
-    sums = {"confidence": confidence.double(), "accuracy": (predicted == labels).double()}
-    means = {name: torch.bincount(place, values, bins)[filled] / count[filled] for name, values in sums.items()}
-    return {name: values.tolist() for name, values in means.items()} | {"count": count[filled].tolist()}
+    sums = {
+        "confidence": confidence.double(),
+        "accuracy": (predicted == labels).double(),
+    }
+    means = {
+        name: torch.bincount(place, values, bins)[filled] / count[filled]
+        for name, values in sums.items()
+    }
+    return {name: values.tolist() for name, values in means.items()} | {
+        "count": count[filled].tolist()
+    }
 
 
 def gender_gap(confusion: Sequence[Sequence[int]]) -> dict:
@@ -147,7 +178,16 @@ def gender_gap(confusion: Sequence[Sequence[int]]) -> dict:
     Taught in: chapter 2.
     """
     matrix = np.asarray(confusion)
-    men, women = ((int(matrix.diagonal()[start::2].sum()), int(matrix[start::2].sum())) for start in (0, 1))
+    men, women = (
+        (int(matrix.diagonal()[start::2].sum()), int(matrix[start::2].sum()))
+        for start in (0, 1)
+    )
     if not men[1] or not women[1]:
-        raise InputError(f"the gap needs men's and women's test pictures; found {men[1]} and {women[1]}.")
-    return {"men": list(men), "women": list(women), "difference_ci95": difference_interval(men, women)}
+        raise InputError(
+            f"the gap needs men's and women's test pictures; found {men[1]} and {women[1]}."
+        )
+    return {
+        "men": list(men),
+        "women": list(women),
+        "difference_ci95": difference_interval(men, women),
+    }

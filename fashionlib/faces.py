@@ -18,11 +18,16 @@ from fashionlib import saliency
 from fashionlib.runtime import InputError
 
 FACE, REST = 1, 3  # the values of the synthetic catalogue's masks; 0 is the background
-CASCADES = ("frontalface_default", "frontalface_alt2")  # of OpenCV: two different detectors
+CASCADES = (
+    "frontalface_default",
+    "frontalface_alt2",
+)  # of OpenCV: two different detectors
 SMALLEST = 112  # sides of a picture, pixels, in which faces can be found
 
 
-def find(pictures: np.ndarray, pixels: torch.Tensor, cascade: str = CASCADES[0]) -> torch.Tensor:
+def find(
+    pictures: np.ndarray, pixels: torch.Tensor, cascade: str = CASCADES[0]
+) -> torch.Tensor:
     """Masks for photographs without any: uint8 (B, H, W) with 0 background, 1 face box, 3 the rest of the foreground.
 
     pictures: uint8 (B, H, W, 3); pixels: the same, normalised. Faces by OpenCV's cascades (Viola and Jones 2001), on
@@ -33,12 +38,18 @@ def find(pictures: np.ndarray, pixels: torch.Tensor, cascade: str = CASCADES[0])
 
     height, width = pictures.shape[1:3]
     if min(height, width) < SMALLEST:
-        raise InputError(f"faces are searched in pictures of at least {SMALLEST} pixels, found {height}x{width}.")
+        raise InputError(
+            f"faces are searched in pictures of at least {SMALLEST} pixels, found {height}x{width}."
+        )
     scale = 448 / min(height, width)
-    detector = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{cascade}.xml")
+    detector = cv2.CascadeClassifier(
+        f"{cv2.data.haarcascades}haarcascade_{cascade}.xml"
+    )
     masks = saliency.foreground(pixels).cpu().to(torch.uint8) * REST
     for mask, picture in zip(masks, pictures, strict=True):
-        grey = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), None, fx=scale, fy=scale)
+        grey = cv2.resize(
+            cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), None, fx=scale, fy=scale
+        )
         for box in detector.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5):
             x, y, w, h = (round(float(edge) / scale) for edge in box)
             mask[y : y + h, x : x + w][mask[y : y + h, x : x + w] > 0] = FACE
@@ -51,8 +62,13 @@ def boxes(masks: torch.Tensor) -> torch.Tensor:
     Taught in: chapter 4.
     """
     face = masks == FACE
-    down, across = (face.any(dim, keepdim=True) for dim in (2, 1))  # (B, H, 1), (B, 1, W)
-    within = [line.cummax(dim)[0] & line.flip(dim).cummax(dim)[0].flip(dim) for line, dim in ((down, 1), (across, 2))]
+    down, across = (
+        face.any(dim, keepdim=True) for dim in (2, 1)
+    )  # (B, H, 1), (B, 1, W)
+    within = [
+        line.cummax(dim)[0] & line.flip(dim).cummax(dim)[0].flip(dim)
+        for line, dim in ((down, 1), (across, 2))
+    ]
     return within[0] & within[1]
 
 
@@ -67,7 +83,9 @@ def elsewhere(face: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         height, width = int(box.any(1).sum()), int(box.any(0).sum())
         if height == 0:
             continue
-        worth = figure.float() - height * width * box.float()  # a pixel of the face costs more than all others give
+        worth = (
+            figure.float() - height * width * box.float()
+        )  # a pixel of the face costs more than all others give
         covered = F.avg_pool2d(worth[None, None], (height, width), stride=1)[0, 0]
         top, left = divmod(int(covered.argmax()), covered.shape[1])
         place[top : top + height, left : left + width] = True

@@ -34,17 +34,26 @@ def similarity(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Te
     return torch.stack(scores).cpu()
 
 
-def structural_similarity(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def structural_similarity(
+    a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     """SSIM (Wang et al. 2004) of two maps (B, H, W), each scaled to its own 99th percentile: float32 (B,).
 
     The mean over the pixels of `mask` (bool), one value per picture; NaN where the mask is empty. By torchmetrics.
     Taught in: chapter 3.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+    from torchmetrics.functional.image import (
+        structural_similarity_index_measure as ssim,
+    )
 
     scaled = []
     for maps in (a, b):
-        top = maps.float().flatten(1).quantile(0.99, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        top = (
+            maps.float()
+            .flatten(1)
+            .quantile(0.99, dim=1)
+            .clamp_min(torch.finfo(torch.float32).tiny)
+        )
         scaled.append((maps.float() / top[:, None, None]).clamp(0, 1)[:, None])
     _, whole = ssim(*scaled, data_range=1.0, reduction="none", return_full_image=True)
     return (whole[:, 0] * mask).sum((1, 2)).cpu() / mask.sum((1, 2)).cpu()
@@ -54,7 +63,9 @@ def _centred_ranks(values: torch.Tensor) -> torch.Tensor:
     """Ranks of values (N,) minus their mean, equal values sharing the mean of theirs: float64 (N,)."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     inverse, counts = inverse.cpu(), counts.cpu()  # Apple's MPS has no float64
-    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]  # 1, 2, ..., N without ties
+    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[
+        inverse
+    ]  # 1, 2, ..., N without ties
     return ranks - (len(values) + 1) / 2
 
 
@@ -63,11 +74,17 @@ def parts(model: nn.Module) -> list[str]:
 
     Taught in: chapter 3.
     """
-    return [name for name, part in model.named_children() if any(True for _ in part.parameters())][::-1]
+    return [
+        name
+        for name, part in model.named_children()
+        if any(True for _ in part.parameters())
+    ][::-1]
 
 
 @contextlib.contextmanager
-def randomised(model: nn.Module, *, seed: int = 0, last: int | None = None) -> Iterator[nn.Module]:
+def randomised(
+    model: nn.Module, *, seed: int = 0, last: int | None = None
+) -> Iterator[nn.Module]:
     """The model with new random weights within this context, then as before.
 
     last: only so many of its `parts`, counted from the head; None takes all. Deeper draws repeat those of fewer parts:
@@ -126,13 +143,25 @@ def deletion_insertion(
     with saliency.evaluating(model):
         for fraction in fractions:
             chosen = rank < round(float(fraction) * count)
-            both = torch.cat([torch.where(chosen, filled, pixels), torch.where(chosen, pixels, filled)])
+            both = torch.cat(
+                [
+                    torch.where(chosen, filled, pixels),
+                    torch.where(chosen, pixels, filled),
+                ]
+            )
             logits = torch.cat([model(part) for part in both.split(batch_size)])
-            probabilities = logits.float().softmax(1).gather(1, torch.cat([targets, targets])[:, None])
+            probabilities = (
+                logits.float()
+                .softmax(1)
+                .gather(1, torch.cat([targets, targets])[:, None])
+            )
             curves.append(probabilities.view(2, -1))
     deletion, insertion = torch.stack(curves, dim=2).cpu().double()  # (B, S + 1) each
     curves = {"deletion": deletion, "insertion": insertion}
-    areas = {f"{name}_auc": torch.trapezoid(curve, fractions) for name, curve in curves.items()}
+    areas = {
+        f"{name}_auc": torch.trapezoid(curve, fractions)
+        for name, curve in curves.items()
+    }
     return {"fractions": fractions, **curves, **areas}
 
 
@@ -144,7 +173,9 @@ def _filled(pixels: torch.Tensor, fill: str) -> torch.Tensor:
     raise InputError(f"fill must be white or blurred; found {fill!r}.")
 
 
-def mass_share(maps: torch.Tensor, masks: torch.Tensor, value: int) -> tuple[torch.Tensor, torch.Tensor]:
+def mass_share(
+    maps: torch.Tensor, masks: torch.Tensor, value: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Share of the foreground's saliency that lies where a mask has `value`, and its share of the foreground's area.
 
     maps: magnitudes (B, H, W); masks: uint8 (B, H, W), 0 is the background. Returns two float64 (B,); NaN without
@@ -153,10 +184,14 @@ def mass_share(maps: torch.Tensor, masks: torch.Tensor, value: int) -> tuple[tor
     """
     masks, mass = masks.cpu(), maps.cpu().double()
     part, whole = (masks == value).double(), (masks > 0).double()
-    return (mass * part).sum((1, 2)) / (mass * whole).sum((1, 2)), part.sum((1, 2)) / whole.sum((1, 2))
+    return (mass * part).sum((1, 2)) / (mass * whole).sum((1, 2)), part.sum(
+        (1, 2)
+    ) / whole.sum((1, 2))
 
 
-def density_ratio(mass: np.ndarray, area: np.ndarray, *, seed: int = 0) -> tuple[float, list[float]]:
+def density_ratio(
+    mass: np.ndarray, area: np.ndarray, *, seed: int = 0
+) -> tuple[float, list[float]]:
     """How many times as dense saliency is in a part as in the rest of the foreground, with a 95 % interval.
 
     mass, area: shares of the part, one per picture, as `mass_share` gives them; NaN is left out. The ratio of the
@@ -164,11 +199,19 @@ def density_ratio(mass: np.ndarray, area: np.ndarray, *, seed: int = 0) -> tuple
     Raises InputError for fewer than two pictures. Taught in: chapter 4.
     """
     shares = np.stack([np.asarray(mass, float), np.asarray(area, float)])  # (2, B)
-    shares = shares[:, ~np.isnan(shares).any(0)]  # a map without any mass, or a picture without foreground
+    shares = shares[
+        :, ~np.isnan(shares).any(0)
+    ]  # a map without any mass, or a picture without foreground
     if shares.shape[1] < 2:
-        raise InputError(f"a ratio with an interval needs two pictures or more; found {shares.shape[1]}.")
-    drawn = np.random.default_rng(seed).integers(shares.shape[1], size=(2000, shares.shape[1]))
-    means = np.concatenate([shares.mean(1)[:, None], shares[:, drawn].mean(2)], axis=1)  # (2, 1 + 2000)
+        raise InputError(
+            f"a ratio with an interval needs two pictures or more; found {shares.shape[1]}."
+        )
+    drawn = np.random.default_rng(seed).integers(
+        shares.shape[1], size=(2000, shares.shape[1])
+    )
+    means = np.concatenate(
+        [shares.mean(1)[:, None], shares[:, drawn].mean(2)], axis=1
+    )  # (2, 1 + 2000)
     odds = means / (1 - means)
     ratios = odds[0] / odds[1]
     return float(ratios[0]), np.percentile(ratios[1:], [2.5, 97.5]).tolist()
@@ -184,9 +227,15 @@ def mean_interval(values: torch.Tensor | np.ndarray) -> tuple[float, list[float]
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
     if len(values) < 2:
-        raise InputError(f"an interval needs at least two pictures, found {len(values)}: take more pictures.")
+        raise InputError(
+            f"an interval needs at least two pictures, found {len(values)}: take more pictures."
+        )
     reach = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), [float(values.mean() - reach), float(values.mean() + reach)], len(values)
+    return (
+        float(values.mean()),
+        [float(values.mean() - reach), float(values.mean() + reach)],
+        len(values),
+    )
 
 
 def interval_text(result: tuple, spec: str = ".2f") -> str:

@@ -26,17 +26,23 @@ class Generator(nn.Sequential):
 
     def __init__(self, latent: int = 100, features: int = 64, classes: int = 0):
         super().__init__(
-            *_up(latent + classes, 8 * features, stride=1, padding=0),  # (B, 8 features, 4, 4)
+            *_up(
+                latent + classes, 8 * features, stride=1, padding=0
+            ),  # (B, 8 features, 4, 4)
             *_up(8 * features, 4 * features),  # (B, 4 features, 8, 8)
             *_up(4 * features, 2 * features),  # (B, 2 features, 16, 16)
             *_up(2 * features, features),  # (B, features, 32, 32)
-            nn.ConvTranspose2d(features, 3, 4, stride=2, padding=1, bias=False),  # (B, 3, 64, 64)
+            nn.ConvTranspose2d(
+                features, 3, 4, stride=2, padding=1, bias=False
+            ),  # (B, 3, 64, 64)
             nn.Tanh(),
         )
         self.classes = classes
         _initialise(self)
 
-    def forward(self, noise: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, noise: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if self.classes:
             noise = torch.cat([noise, F.one_hot(labels, self.classes).to(noise)], dim=1)
         return super().forward(noise[:, :, None, None])
@@ -52,8 +58,12 @@ class OfClass(nn.Module):
         super().__init__()
         self.generator, self.index = generator, index
 
-    def forward(self, noise: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        return self.generator(noise, torch.full((len(noise),), self.index, device=noise.device))
+    def forward(
+        self, noise: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.generator(
+            noise, torch.full((len(noise),), self.index, device=noise.device)
+        )
 
 
 class Discriminator(nn.Sequential):
@@ -65,12 +75,16 @@ class Discriminator(nn.Sequential):
 
     def __init__(self, features: int = 64, classes: int = 0, *, spectral: bool = False):
         super().__init__(
-            nn.Conv2d(3, features, 4, stride=2, padding=1, bias=False),  # (B, features, 32, 32)
+            nn.Conv2d(
+                3, features, 4, stride=2, padding=1, bias=False
+            ),  # (B, features, 32, 32)
             nn.LeakyReLU(0.2),
             *_down(features, 2 * features, spectral),  # (B, 2 features, 16, 16)
             *_down(2 * features, 4 * features, spectral),  # (B, 4 features, 8, 8)
             *_down(4 * features, 8 * features, spectral),  # (B, 8 features, 4, 4)
-            nn.Conv2d(8 * features, max(1, classes), 4, bias=False),  # (B, 1 or classes, 1, 1)
+            nn.Conv2d(
+                8 * features, max(1, classes), 4, bias=False
+            ),  # (B, 1 or classes, 1, 1)
             nn.Flatten(1),  # (B, 1 or classes)
         )
         self.classes = classes
@@ -79,21 +93,31 @@ class Discriminator(nn.Sequential):
             if isinstance(module, nn.Conv2d):
                 spectral_norm(module)
 
-    def forward(self, pixels: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, pixels: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         logits = super().forward(pixels)
         return logits.gather(1, labels[:, None])[:, 0] if self.classes else logits[:, 0]
 
 
-def _up(inputs: int, outputs: int, stride: int = 2, padding: int = 1) -> list[nn.Module]:
+def _up(
+    inputs: int, outputs: int, stride: int = 2, padding: int = 1
+) -> list[nn.Module]:
     """Twice the side (stride 2); BatchNorm has a bias of its own, so the convolution needs none."""
-    convolution = nn.ConvTranspose2d(inputs, outputs, 4, stride=stride, padding=padding, bias=False)
+    convolution = nn.ConvTranspose2d(
+        inputs, outputs, 4, stride=stride, padding=padding, bias=False
+    )
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def _down(inputs: int, outputs: int, spectral: bool) -> list[nn.Module]:
     """Half the side."""
     convolution = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=spectral)
-    return [convolution, *([] if spectral else [nn.BatchNorm2d(outputs)]), nn.LeakyReLU(0.2)]
+    return [
+        convolution,
+        *([] if spectral else [nn.BatchNorm2d(outputs)]),
+        nn.LeakyReLU(0.2),
+    ]
 
 
 def _initialise(network: nn.Module) -> None:
@@ -117,7 +141,11 @@ def noise(count: int, latent: int = 100, *, seed: int = 0) -> torch.Tensor:
 
 @torch.inference_mode()
 def sample(
-    generator: nn.Module, points: torch.Tensor, labels: torch.Tensor | None = None, *, batch_size: int = 256
+    generator: nn.Module,
+    points: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    *,
+    batch_size: int = 256,
 ) -> np.ndarray:
     """Pictures uint8 (N, 64, 64, 3) from points (N, latent) of the latent space, in float32 and `eval()`.
 
@@ -131,8 +159,17 @@ def sample(
     labels = torch.zeros(len(points), dtype=torch.int64) if labels is None else labels
     parts = []
     try:
-        for part, of in zip(points.split(batch_size), labels.split(batch_size), strict=True):
-            parts.append(generator(part.to(device), of.to(device)).add(1).mul(127.5).round().byte().cpu())
+        for part, of in zip(
+            points.split(batch_size), labels.split(batch_size), strict=True
+        ):
+            parts.append(
+                generator(part.to(device), of.to(device))
+                .add(1)
+                .mul(127.5)
+                .round()
+                .byte()
+                .cpu()
+            )
     finally:
         generator.train(training)
     return torch.cat(parts).permute(0, 2, 3, 1).contiguous().numpy()
@@ -147,6 +184,10 @@ def interpolate(start: torch.Tensor, end: torch.Tensor, steps: int) -> torch.Ten
     cosine = F.cosine_similarity(start, end, dim=0)
     angle = torch.arccos(cosine.clamp(-1, 1))
     if not torch.sin(angle) > 1e-3 or not start.any() or not end.any():
-        raise InputError(f"interpolation needs two points of different directions; their cosine is {cosine:.3f}.")
+        raise InputError(
+            f"interpolation needs two points of different directions; their cosine is {cosine:.3f}."
+        )
     share = torch.linspace(0, 1, steps)[:, None]
-    return (torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end) / torch.sin(angle)
+    return (
+        torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end
+    ) / torch.sin(angle)

@@ -29,10 +29,17 @@ from fashionlib.runtime import InputError
 if TYPE_CHECKING:
     import torch
 
-VERSION = 3  # of the prepared layout: raised when prepared arrays or the split would differ
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB in [0, 1]: what torchvision's weights expect
+VERSION = (
+    3  # of the prepared layout: raised when prepared arrays or the split would differ
+)
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # ImageNet, RGB in [0, 1]: what torchvision's weights expect
 NEAR_WHITE = 240  # of 255: the background of most product photographs
-CACHE = 2**18  # numbers that are normalised at a time: 1 MiB of float32, about one core's L2 cache
+CACHE = (
+    2**18
+)  # numbers that are normalised at a time: 1 MiB of float32, about one core's L2 cache
 Size = int | Sequence[int]  # side of a square, or (height, width)
 
 
@@ -78,16 +85,23 @@ class Prepared:
             raise InputError(
                 f"{kind} of {size_name(size)} were not prepared; there are: {there}. Add the size to chapter 1."
             )
-        with contextlib.suppress(OSError, ValueError):  # a mapping of a file that is too short is a ValueError
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # a mapping of a file that is too short is a ValueError
             array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-            if len(array) == len(self.index) and _manifest(self.folder) == self.manifest:
+            if (
+                len(array) == len(self.index)
+                and _manifest(self.folder) == self.manifest
+            ):
                 return array
         raise InputError(
             f"{name}.npy in {self.folder} is damaged or newer than what was loaded: restart the notebook, and if that "
             f"does not help delete the folder and run chapter 01_data_preparation again."
         )
 
-    def subset(self, split: str, size: Size, classes: Sequence[int] | None = None) -> ImageSet:
+    def subset(
+        self, split: str, size: Size, classes: Sequence[int] | None = None
+    ) -> ImageSet:
         """The products of one part (`train`, `validation`, `test`), of some classes only where `classes` is given.
 
         Taught in: chapter 2.
@@ -96,14 +110,18 @@ class Prepared:
         if classes is not None:
             chosen &= self.index["label"].isin(classes)
         rows = np.flatnonzero(chosen)
-        return ImageSet(self.array(size), rows, self.index["label"].to_numpy("int64")[rows])
+        return ImageSet(
+            self.array(size), rows, self.index["label"].to_numpy("int64")[rows]
+        )
 
     def checksum(self, size: Size) -> str:
         """SHA-256 of the pictures of one size, their classes and the split: names the data in a checkpoint.
 
         Taught in: chapter 2.
         """
-        digest = hashlib.sha256(self.manifest["checksums"][f"images_{size_name(size)}"].encode())
+        digest = hashlib.sha256(
+            self.manifest["checksums"][f"images_{size_name(size)}"].encode()
+        )
         digest.update(self.index[["id", "label", "split"]].to_csv(index=False).encode())
         return digest.hexdigest()
 
@@ -156,23 +174,47 @@ def batches(
     if device.type == "cpu":
         runtime.keep_memory()  # a batch of 224 is 77 MB: fresh pages would take longer than the numbers
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch or 0))
-    order = torch.arange(count) if epoch is None else torch.randperm(count, generator=generator)
-    mirrored = torch.rand(count, generator=generator) < (0.5 if flip and epoch is not None else 0)
+    order = (
+        torch.arange(count)
+        if epoch is None
+        else torch.randperm(count, generator=generator)
+    )
+    mirrored = torch.rand(count, generator=generator) < (
+        0.5 if flip and epoch is not None else 0
+    )
     reach = crop if epoch is not None else 0
     shifts = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
     rows, labels = torch.from_numpy(data.rows), torch.from_numpy(data.labels)
     on_device, pinned = isinstance(data.images, torch.Tensor), device.type == "cuda"
-    if on_device:  # once an epoch: a copy a step would make the host wait for the device
-        order, rows, labels, shifts, mirrored = (each.to(device) for each in (order, rows, labels, shifts, mirrored))
+    if (
+        on_device
+    ):  # once an epoch: a copy a step would make the host wait for the device
+        order, rows, labels, shifts, mirrored = (
+            each.to(device) for each in (order, rows, labels, shifts, mirrored)
+        )
 
     def pictures(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if on_device:
-            return _gather_on_device(data.images, rows[chosen], shifts[chosen], mirrored[chosen]), labels[chosen]
-        place, moves = rows[chosen].numpy(), (shifts[chosen].numpy(), mirrored[chosen].numpy())
-        made = torch.from_numpy(_gather(data.images, place, *moves, reach)), labels[chosen]
-        return tuple((each.pin_memory() if pinned else each).to(device, non_blocking=pinned) for each in made)
+            return _gather_on_device(
+                data.images, rows[chosen], shifts[chosen], mirrored[chosen]
+            ), labels[chosen]
+        place, moves = (
+            rows[chosen].numpy(),
+            (shifts[chosen].numpy(), mirrored[chosen].numpy()),
+        )
+        made = (
+            torch.from_numpy(_gather(data.images, place, *moves, reach)),
+            labels[chosen],
+        )
+        return tuple(
+            (each.pin_memory() if pinned else each).to(device, non_blocking=pinned)
+            for each in made
+        )
 
-    chosen = (order[start : start + batch_size] for start in range(first * batch_size, count, batch_size))
+    chosen = (
+        order[start : start + batch_size]
+        for start in range(first * batch_size, count, batch_size)
+    )
     shares = (batch[min(process, len(batch) - 1) :: processes] for batch in chosen)
     read = _one_ahead if pinned and not on_device else map
     for pixels, answers in read(pictures, shares):
@@ -202,8 +244,12 @@ def resident(data: ImageSet, device: torch.device) -> ImageSet:
     size = len(data.rows) * int(np.prod(data.images.shape[1:]))
     if size > runtime.free_memory(device) / 2:
         return data
-    pictures = torch.empty((len(data.rows), *data.images.shape[1:]), dtype=torch.uint8, device=device)
-    for start in range(0, len(data.rows), 1024):  # never the whole set twice in the host's memory
+    pictures = torch.empty(
+        (len(data.rows), *data.images.shape[1:]), dtype=torch.uint8, device=device
+    )
+    for start in range(
+        0, len(data.rows), 1024
+    ):  # never the whole set twice in the host's memory
         part = slice(start, start + 1024)
         pictures[part] = torch.from_numpy(data.images[data.rows[part]])
     return ImageSet(pictures, np.arange(len(data.rows)), data.labels)
@@ -217,7 +263,13 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def _gather(images: np.ndarray, rows: np.ndarray, shifts: np.ndarray, mirrored: np.ndarray, reach: int) -> np.ndarray:
+def _gather(
+    images: np.ndarray,
+    rows: np.ndarray,
+    shifts: np.ndarray,
+    mirrored: np.ndarray,
+    reach: int,
+) -> np.ndarray:
     """Copy `rows` of (N, H, W, 3), each shifted by (down, right) = `shifts` and mirrored first where so asked.
 
     |shifts| <= reach; beyond an edge the edge is repeated. uint8 (B, H, W, 3). A shift is one copy of each line of
@@ -226,16 +278,28 @@ def _gather(images: np.ndarray, rows: np.ndarray, shifts: np.ndarray, mirrored: 
     import cv2
 
     count, (height, width) = len(rows), images.shape[1:3]
-    memory = np.empty(3 * (count * height * width + 2 * reach), np.uint8)  # room to read beyond both ends
-    pixels = memory[3 * reach : memory.size - 3 * reach].reshape(count, height, width, 3)
+    memory = np.empty(
+        3 * (count * height * width + 2 * reach), np.uint8
+    )  # room to read beyond both ends
+    pixels = memory[3 * reach : memory.size - 3 * reach].reshape(
+        count, height, width, 3
+    )
     np.take(images, rows, axis=0, out=pixels, mode="clip")
     if reach:
         down, right = shifts[:, 0], np.where(mirrored, -shifts[:, 1], shifts[:, 1])
-        lines = np.clip(np.arange(height) + down[:, None], 0, height - 1) + height * np.arange(count)[:, None]  # (B, H)
+        lines = (
+            np.clip(np.arange(height) + down[:, None], 0, height - 1)
+            + height * np.arange(count)[:, None]
+        )  # (B, H)
         windows = np.lib.stride_tricks.sliding_window_view(memory, 3 * width)
-        pixels = windows[3 * (lines * width + right[:, None] + reach)].reshape(count, height, width, 3)
+        pixels = windows[3 * (lines * width + right[:, None] + reach)].reshape(
+            count, height, width, 3
+        )
         for step in range(1, reach + 1):
-            for there, edge, inner in ((right == step, np.s_[-step:], -step - 1), (right == -step, np.s_[:step], step)):
+            for there, edge, inner in (
+                (right == step, np.s_[-step:], -step - 1),
+                (right == -step, np.s_[:step], step),
+            ):
                 pixels[there, :, edge] = pixels[there, :, inner, None]
     for i in np.flatnonzero(mirrored):
         cv2.flip(pixels[i], 1, pixels[i])
@@ -243,14 +307,21 @@ def _gather(images: np.ndarray, rows: np.ndarray, shifts: np.ndarray, mirrored: 
 
 
 def _gather_on_device(
-    images: torch.Tensor, rows: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor
+    images: torch.Tensor,
+    rows: torch.Tensor,
+    shifts: torch.Tensor,
+    mirrored: torch.Tensor,
 ) -> torch.Tensor:
     """What `_gather` does, where everything lies on a device: one gather of pixels by their place."""
     import torch
 
     height, width = images.shape[1:3]
-    line = (torch.arange(height, device=images.device) + shifts[:, :1]).clamp(0, height - 1)  # (B, H)
-    column = (torch.arange(width, device=images.device) + shifts[:, 1:]).clamp(0, width - 1)  # (B, W)
+    line = (torch.arange(height, device=images.device) + shifts[:, :1]).clamp(
+        0, height - 1
+    )  # (B, H)
+    column = (torch.arange(width, device=images.device) + shifts[:, 1:]).clamp(
+        0, width - 1
+    )  # (B, W)
     column = torch.where(mirrored[:, None], width - 1 - column, column)
     return images[rows[:, None, None], line[:, :, None], column[:, None, :]]
 
@@ -265,9 +336,17 @@ def normalise(pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.T
 
     count, height, width, _ = pixels.shape
     scale, shift = _line(pixels.device, width)
-    result = torch.empty(pixels.shape, dtype=dtype or torch.float32, device=pixels.device)
-    lines, target = (array.reshape(count, height, 3 * width) for array in (pixels, result))
-    block = max(1, CACHE // (3 * height * width)) if pixels.device.type == "cpu" else max(count, 1)
+    result = torch.empty(
+        pixels.shape, dtype=dtype or torch.float32, device=pixels.device
+    )
+    lines, target = (
+        array.reshape(count, height, 3 * width) for array in (pixels, result)
+    )
+    block = (
+        max(1, CACHE // (3 * height * width))
+        if pixels.device.type == "cpu"
+        else max(count, 1)
+    )
     for start in range(0, count, block):
         part = slice(start, start + block)
         torch.addcmul(shift, lines[part].float(), scale, out=target[part])
@@ -279,7 +358,9 @@ def _line(device: torch.device, width: int) -> tuple[torch.Tensor, torch.Tensor]
     """What a line of `width` pixels is multiplied by, and what is added; made once for a device."""
     import torch
 
-    mean, std = (torch.tensor(values, device=device).repeat(width) for values in (MEAN, STD))
+    mean, std = (
+        torch.tensor(values, device=device).repeat(width) for values in (MEAN, STD)
+    )
     return 1 / (255 * std), -mean / std
 
 
@@ -303,7 +384,9 @@ def blurred(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
     from torchvision.transforms.functional import gaussian_blur
 
     with torch.autocast(pixels.device.type, enabled=False):
-        return gaussian_blur(pixels.float(), [2 * round(2 * sigma) + 1] * 2, [sigma, sigma]).to(pixels.dtype)
+        return gaussian_blur(
+            pixels.float(), [2 * round(2 * sigma) + 1] * 2, [sigma, sigma]
+        ).to(pixels.dtype)
 
 
 def denormalise(pixels: torch.Tensor) -> torch.Tensor:
@@ -314,4 +397,9 @@ def denormalise(pixels: torch.Tensor) -> torch.Tensor:
     import torch
 
     mean, std = (torch.tensor(values, device=pixels.device) for values in (MEAN, STD))
-    return ((pixels.permute(0, 2, 3, 1) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return (
+        ((pixels.permute(0, 2, 3, 1) * std + mean) * 255)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )

@@ -25,7 +25,10 @@ class Panel:
         self.box, self.still, self.words = box, still, words
 
     def _repr_mimebundle_(self, **_options) -> dict[str, str]:
-        still = {"image/png": base64.b64encode(self.still).decode(), "text/plain": self.words}
+        still = {
+            "image/png": base64.b64encode(self.still).decode(),
+            "text/plain": self.words,
+        }
         return self.box._repr_mimebundle_() | still
 
 
@@ -41,14 +44,18 @@ def explorer(draw: Callable[..., Figure], still: Figure, **choices: Sequence) ->
     moving = ipywidgets.Image(format="png")
 
     def update(_change: object = None) -> None:
-        moving.value = _png(draw(**{name: control.value for name, control in controls.items()}))
+        moving.value = _png(
+            draw(**{name: control.value for name, control in controls.items()})
+        )
 
     for control in controls.values():
         control.observe(update, names="value")
     update()
     standing = ipywidgets.Image(value=_png(still), format="png")
     return Panel(
-        ipywidgets.VBox([standing, ipywidgets.HBox([*controls.values()]), moving]), standing.value, repr(still)
+        ipywidgets.VBox([standing, ipywidgets.HBox([*controls.values()]), moving]),
+        standing.value,
+        repr(still),
     )
 
 
@@ -58,7 +65,9 @@ def _control(name: str, values: Sequence) -> ipywidgets.Widget:
 
     if isinstance(values, tuple):
         least, most = values
-        return ipywidgets.IntSlider(least, least, most, description=name, continuous_update=False)
+        return ipywidgets.IntSlider(
+            least, least, most, description=name, continuous_update=False
+        )
     return ipywidgets.Dropdown(options=list(values), description=name)
 
 

@@ -20,7 +20,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # torch takes seconds to import: only the functions that need it do so
+if (
+    TYPE_CHECKING
+):  # torch takes seconds to import: only the functions that need it do so
     import torch
 
 PRECISIONS = ("auto", "bfloat16", "float32")
@@ -65,12 +67,18 @@ def device(name: str = "auto") -> torch.device:
     """
     import torch
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available.get(name.split(":")[0], False):
         there = ", ".join(kind for kind, there in available.items() if there)
-        raise InputError(f"device {name!r} is not available here; this machine has: {there}. Use device = 'auto'.")
+        raise InputError(
+            f"device {name!r} is not available here; this machine has: {there}. Use device = 'auto'."
+        )
     if name == "cpu":
         keep_memory()
     if name == "cuda" and processes()[1] > 1:
@@ -90,7 +98,9 @@ def processes() -> tuple[int, int]:
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())  # joins the group at its first call
+    state = PartialState(
+        cpu=not torch.cuda.is_available()
+    )  # joins the group at its first call
     return state.process_index, state.num_processes
 
 
@@ -177,14 +187,19 @@ def resolve_precision(device: torch.device, precision: str = "auto") -> str:
     import torch
 
     if precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, found {precision!r}.")
+        raise InputError(
+            f"precision must be one of {', '.join(PRECISIONS)}, found {precision!r}."
+        )
     if precision != "auto":
         return precision
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        native = any(
+            capabilities.get(name, False)
+            for name in ("avx512_bf16", "amx_bf16", "bf16")
+        )
         native = native and _bfloat16_is_faster()
     return "bfloat16" if native else "float32"
 
@@ -226,7 +241,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def progress(iterable: Iterable | None = None, description: str = "", *, unit: str = "it", **options):
+def progress(
+    iterable: Iterable | None = None,
+    description: str = "",
+    *,
+    unit: str = "it",
+    **options,
+):
     """A tqdm bar of plain text on stderr: it survives papermill, nbval and the published page; widgets do not.
 
     options: tqdm's own, such as `total` and `initial`.
@@ -252,7 +273,9 @@ def describe_machine() -> dict:
         "machine": {
             "cpu": _processor_name(),
             "cores": joblib.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "memory_gib": round(
+                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
+            ),
             "gpu": gpu,
         },
         "versions": {
@@ -268,6 +291,10 @@ def _processor_name() -> str:
     """Linux keeps the marketing name in /proc/cpuinfo; elsewhere platform knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip()
+            for line in lines
+            if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -44,7 +44,9 @@ class GuidedReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (result,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(gradient.relu(), result, 0), None  # where x > 0, in one pass
+        return torch.ops.aten.threshold_backward(
+            gradient.relu(), result, 0
+        ), None  # where x > 0, in one pass
 
 
 class _ReplaceReLUs(TorchFunctionMode):
@@ -58,7 +60,9 @@ class _ReplaceReLUs(TorchFunctionMode):
             return function(*arguments, **options)
         self.calls += 1
         x, *rest = arguments or (options["input"],)
-        in_place = function in IN_PLACE_RELUS or (rest[0] if rest else options.get("inplace", False))
+        in_place = function in IN_PLACE_RELUS or (
+            rest[0] if rest else options.get("inplace", False)
+        )
         return GuidedReLU.apply(x, in_place)
 
 
@@ -71,8 +75,13 @@ def guided_relus(model: nn.Module) -> Iterator[_ReplaceReLUs]:
     which no ReLU was called: its map would silently be the plain gradient. Taught in: chapter 3.
     """
     name = type(model).__name__
-    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
-        raise InputError(f"guided backpropagation cannot see inside a compiled model ({name}): pass the original.")
+    if any(
+        hasattr(m, "_orig_mod") or m._compiled_call_impl is not None
+        for m in model.modules()
+    ):
+        raise InputError(
+            f"guided backpropagation cannot see inside a compiled model ({name}): pass the original."
+        )
     with _ReplaceReLUs() as mode:
         yield mode
     if not mode.calls:
@@ -81,7 +90,9 @@ def guided_relus(model: nn.Module) -> Iterator[_ReplaceReLUs]:
         )
 
 
-def guided_backprop(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+def guided_backprop(
+    model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor | None = None
+) -> torch.Tensor:
     """Guided backpropagation (Springenberg et al. 2015): the input gradient of a logit, with the guided ReLU rule.
 
     pixels: float (B, 3, H, W), normalised. targets: int64 (B,), None for the predicted classes.
@@ -92,14 +103,18 @@ def guided_backprop(model: nn.Module, pixels: torch.Tensor, targets: torch.Tenso
         return gradient(model, pixels, targets)
 
 
-def gradient(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+def gradient(
+    model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor | None = None
+) -> torch.Tensor:
     """The plain gradient of a logit with respect to the pixels (Simonyan et al. 2014); shapes as `guided_backprop`.
 
     Taught in: chapter 3.
     """
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         leaf = pixels.detach().clone().requires_grad_()
-        logits = model(leaf.clone())  # a copy: a network may begin with an operation in place
+        logits = model(
+            leaf.clone()
+        )  # a copy: a network may begin with an operation in place
         targets = logits.argmax(1) if targets is None else targets
         return torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), leaf)[0]
 
@@ -122,24 +137,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def grad_cam(model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+def grad_cam(
+    model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor | None = None
+) -> torch.Tensor:
     """Grad-CAM (Selvaraju et al. 2017) by Captum, enlarged to the pictures: float (B, 1, H, W), not negative.
 
     Taken at a ResNet's last stage, in other networks at the last convolution. Taught in: chapter 3.
     """
     from captum.attr import LayerGradCam
 
-    layer = getattr(model, "layer4", None) or [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    layer = (
+        getattr(model, "layer4", None)
+        or [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    )
     with evaluating(model):
         targets = model(pixels).argmax(1) if targets is None else targets
         maps = LayerGradCam(model, layer).attribute(
-            pixels.detach().clone().requires_grad_(), target=targets, relu_attributions=True
+            pixels.detach().clone().requires_grad_(),
+            target=targets,
+            relu_attributions=True,
         )
     return F.interpolate(maps.detach(), pixels.shape[2:], mode="bilinear")
 
 
 def in_batches(
-    method: Callable[..., torch.Tensor], model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, batch_size: int
+    method: Callable[..., torch.Tensor],
+    model: nn.Module,
+    pixels: torch.Tensor,
+    targets: torch.Tensor,
+    batch_size: int,
 ) -> torch.Tensor:
     """`method` on many pictures (N, 3, H, W), a few at a time, so that the activations fit into memory.
 
@@ -166,14 +192,20 @@ def sobel(pixels: torch.Tensor) -> torch.Tensor:
     The unit is grey value per pixel (the kernels are divided by 8); edges of the picture are repeated.
     Taught in: chapter 3.
     """
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (images.MEAN, images.STD))
+    mean, std = (
+        pixels.new_tensor(values)[:, None, None] for values in (images.MEAN, images.STD)
+    )
     weights = pixels.new_tensor([0.299, 0.587, 0.114])[:, None, None]
     grey = ((pixels * std + mean) * weights).sum(1)  # (B, H, W)
     padded = F.pad(grey[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
-    down = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]  # the kernel's columns, then its difference across
+    down = (
+        padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    )  # the kernel's columns, then its difference across
     across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
     slopes = down[..., 2:] - down[..., :-2], across[:, 2:] - across[:, :-2]
-    return torch.hypot(*slopes) / 8  # sums, not a convolution, which takes 360 ms for 32 pictures of 224 and this 14
+    return (
+        torch.hypot(*slopes) / 8
+    )  # sums, not a convolution, which takes 360 ms for 32 pictures of 224 and this 14
 
 
 def foreground(pixels: torch.Tensor) -> torch.Tensor:
@@ -211,7 +243,9 @@ class ClassAverages(NamedTuple):
     standard_error: torch.Tensor  # (C, H, W) of that mean; NaN below two pictures
     image: torch.Tensor  # (C, 3, H, W) mean normalised picture
     edges: torch.Tensor  # (C, H, W) mean of `sobel(pixels)`
-    shuffled: torch.Tensor  # (C, H, W) mean of `magnitude(maps)` over as many pictures of any class
+    shuffled: (
+        torch.Tensor
+    )  # (C, H, W) mean of `magnitude(maps)` over as many pictures of any class
 
 
 def class_averages(
@@ -235,20 +269,34 @@ def class_averages(
         predicted = logits.argmax(1)
         size = magnitude(maps)
         if unit:
-            scale = 1 / size.mean((1, 2)).clamp_min(torch.finfo(size.dtype).tiny)  # a map of zeros stays one
+            scale = 1 / size.mean((1, 2)).clamp_min(
+                torch.finfo(size.dtype).tiny
+            )  # a map of zeros stays one
             maps, size = maps * scale[:, None, None, None], size * scale[:, None, None]
         votes = F.one_hot(predicted, logits.shape[1]).T  # (C, B)
-        parts = [_per_class(votes, values) for values in (maps, size, size**2, pixels, sobel(pixels))]
-        parts.append(_per_class(votes[:, torch.randperm(len(pixels), generator=chance)], size))
+        parts = [
+            _per_class(votes, values)
+            for values in (maps, size, size**2, pixels, sobel(pixels))
+        ]
+        parts.append(
+            _per_class(votes[:, torch.randperm(len(pixels), generator=chance)], size)
+        )
         count = count + votes.sum(1)
-        sums = parts if sums is None else [old + new for old, new in zip(sums, parts, strict=True)]
+        sums = (
+            parts
+            if sums is None
+            else [old + new for old, new in zip(sums, parts, strict=True)]
+        )
     if sums is None:
         raise InputError("class_averages needs at least one batch, found none.")
     return _averages(count.cpu(), sums)
 
 
 def _logits_and_maps(
-    model: nn.Module, pixels: torch.Tensor, method: Callable[..., torch.Tensor], explained: nn.Module | None
+    model: nn.Module,
+    pixels: torch.Tensor,
+    method: Callable[..., torch.Tensor],
+    explained: nn.Module | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of one forward pass: the method's own, unless another network is explained."""
     if explained is not None:
@@ -256,7 +304,9 @@ def _logits_and_maps(
             logits = model(pixels)
         return logits, method(explained, pixels, logits.argmax(1))
     seen = []
-    hook = model.register_forward_hook(lambda _module, _inputs, logits: seen.append(logits.detach()))
+    hook = model.register_forward_hook(
+        lambda _module, _inputs, logits: seen.append(logits.detach())
+    )
     try:
         maps = method(model, pixels, None)
     finally:
@@ -271,6 +321,12 @@ def _per_class(votes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 def _averages(count: torch.Tensor, sums: list[torch.Tensor]) -> ClassAverages:
     n = count.double()[:, None, None]
-    signed, size, squares, image, edges, shuffled = (total / n.view(-1, *[1] * (total.dim() - 1)) for total in sums)
-    variance = torch.where(n > 1, (squares - size**2).clamp_min(0) * n / (n - 1), torch.nan)
-    return ClassAverages(count, signed, size, (variance / n).sqrt(), image, edges, shuffled)
+    signed, size, squares, image, edges, shuffled = (
+        total / n.view(-1, *[1] * (total.dim() - 1)) for total in sums
+    )
+    variance = torch.where(
+        n > 1, (squares - size**2).clamp_min(0) * n / (n - 1), torch.nan
+    )
+    return ClassAverages(
+        count, signed, size, (variance / n).sqrt(), image, edges, shuffled
+    )

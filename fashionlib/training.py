@@ -4,7 +4,7 @@
     history = fit(model, train, validation, recipe=recipe, checkpoint=folder / "classifier.checkpoint.safetensors")
     logits, labels = predict(model, test)
 
-    accelerate launch -m fashionlib.classifier fit --profile full    # the same `fit`, in several processes
+    accelerate launch -m fashionlib.models fit --profile full    # the same `fit`, in several processes
 
 What chance decides depends on the seed, the epoch and the sample (order, augmentation) or the step (dropout) alone: a
 run that was killed goes on as if nothing had happened; order and augmentation are the same in any number of processes.
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from fashionlib import artifacts, convolutions, images, runtime
+from fashionlib import artifacts, cpu, images, runtime
 from fashionlib.images import ImageSet
 from fashionlib.runtime import InputError
 
@@ -73,7 +73,9 @@ class Recipe:
         if self.crop < 0:
             raise InputError(f"crop must be 0 or more pixels; found {self.crop}.")
         if not 0 <= self.average < 1:
-            raise InputError(f"average must be a share of the steps, at least 0 and below 1; found {self.average}.")
+            raise InputError(
+                f"average must be a share of the steps, at least 0 and below 1; found {self.average}."
+            )
 
 
 def fit(
@@ -102,19 +104,30 @@ def fit(
     """
     device = runtime.device(device) if isinstance(device, str) else device
     if not len(train.rows):
-        raise InputError("the training part holds no picture of these classes: choose others, or a larger catalogue.")
+        raise InputError(
+            "the training part holds no picture of these classes: choose others, or a larger catalogue."
+        )
     if validation is not None:
         head(model)  # its absence is told now, not after an epoch
     _, processes = runtime.processes()
     if processes > 1 and device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device)
-    run = Run(model, images.resident(train, device), recipe, device, runtime.resolve_precision(device, precision))
-    if not run.resume(checkpoint, {"precision": precision, **(settings or {})}) and at_start is not None:
+    run = Run(
+        model,
+        images.resident(train, device),
+        recipe,
+        device,
+        runtime.resolve_precision(device, precision),
+    )
+    if (
+        not run.resume(checkpoint, {"precision": precision, **(settings or {})})
+        and at_start is not None
+    ):
         at_start()
     network = DistributedDataParallel(model) if processes > 1 else model
     network = torch.compile(network, dynamic=False) if compiled else network
-    with contextlib.nullcontext() if compiled else convolutions.as_products(device):
+    with contextlib.nullcontext() if compiled else cpu.as_products(device):
         for _ in range(len(run.history), recipe.epochs):
             for step in run.epoch(network):
                 if step % checkpoint_steps == 0:
@@ -127,43 +140,80 @@ def fit(
 class Run:
     """A training between two steps: everything that moves, and how it moves on. Taught in: chapter 2."""
 
-    def __init__(self, model: nn.Module, train: ImageSet, recipe: Recipe, device: torch.device, precision: str):
-        self.model, self.train, self.recipe, self.device, self.precision = model, train, recipe, device, precision
+    def __init__(
+        self,
+        model: nn.Module,
+        train: ImageSet,
+        recipe: Recipe,
+        device: torch.device,
+        precision: str,
+    ):
+        self.model, self.train, self.recipe, self.device, self.precision = (
+            model,
+            train,
+            recipe,
+            device,
+            precision,
+        )
         self.process, self.processes = runtime.processes()
         self.steps = math.ceil(len(train.rows) / recipe.batch_size)  # of an epoch
-        fused = device.type in ("cuda", "cpu")  # ResNet18 on 2 cores: 11 ms a step instead of 33
-        options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": fused}
+        fused = device.type in (
+            "cuda",
+            "cpu",
+        )  # ResNet18 on 2 cores: 11 ms a step instead of 33
+        options = {
+            "lr": recipe.learning_rate,
+            "weight_decay": recipe.weight_decay,
+            "fused": fused,
+        }
         self.update = OPTIMIZERS[recipe.optimizer](model.parameters(), **options)
         self.rates = _schedule(self.update, recipe, recipe.epochs * self.steps)
         self.average = None
         if recipe.average:
             decay = 1 - 1 / max(1, recipe.average * recipe.epochs * self.steps)
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+            self.average = AveragedModel(
+                model, multi_avg_fn=get_ema_multi_avg_fn(decay)
+            )
         self.history: list[dict] = []
         self.start_epoch()
 
     def start_epoch(self) -> None:
         """Nothing of the next epoch is done yet."""
         self.step, self.seconds, self.started = 0, 0.0, time.perf_counter()
-        self.totals = torch.zeros(3, device=self.device)  # loss, hits, pictures; on the device: no wait a step
+        self.totals = torch.zeros(
+            3, device=self.device
+        )  # loss, hits, pictures; on the device: no wait a step
 
-    def batches(self, epoch: int, **share) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(
+        self, epoch: int, **share
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Training batches as the recipe wants them; share: the process's part, the batch to begin with."""
         recipe, dtype = self.recipe, getattr(torch, self.precision)
-        options = {"batch_size": recipe.batch_size, "seed": recipe.seed, "flip": recipe.flip, "crop": recipe.crop}
-        return images.batches(self.train, device=self.device, epoch=epoch, dtype=dtype, **options, **share)
+        options = {
+            "batch_size": recipe.batch_size,
+            "seed": recipe.seed,
+            "flip": recipe.flip,
+            "crop": recipe.crop,
+        }
+        return images.batches(
+            self.train, device=self.device, epoch=epoch, dtype=dtype, **options, **share
+        )
 
     def epoch(self, network: nn.Module) -> Iterator[int]:
         """The steps of this epoch that are not done yet; yields the number of those that are."""
         epoch = len(self.history)
         train_mode(self.model, frozen_batch_norm=self.recipe.frozen_batch_norm)
-        batches = self.batches(epoch, first=self.step, process=self.process, processes=self.processes)
+        batches = self.batches(
+            epoch, first=self.step, process=self.process, processes=self.processes
+        )
         self.started = time.perf_counter() - self.seconds
         bar = {"total": self.steps, "initial": self.step, "unit": "batch"}
         for pixels, labels in runtime.progress(batches, "training", **bar):
             self.seed_step(epoch * self.steps + self.step)
             try:
-                self.one_step(network, F.avg_pool2d(pixels, 2) if self.half else pixels, labels)
+                self.one_step(
+                    network, F.avg_pool2d(pixels, 2) if self.half else pixels, labels
+                )
             except torch.OutOfMemoryError:
                 break  # the traceback holds the batch: only behind this block is its memory free
             self.step += 1
@@ -174,22 +224,38 @@ class Run:
 
     def seed_step(self, step: int) -> None:
         """What dropout draws depends on the step alone, and differs between the processes."""
-        torch.manual_seed(images.epoch_seed(self.recipe.seed, step * self.processes + self.process))
+        torch.manual_seed(
+            images.epoch_seed(self.recipe.seed, step * self.processes + self.process)
+        )
 
     @property
     def half(self) -> bool:
         """Whether this epoch sees the pictures at half their height and width."""
         return len(self.history) < self.recipe.half_size_epochs
 
-    def one_step(self, network: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+    def one_step(
+        self, network: nn.Module, pixels: torch.Tensor, labels: torch.Tensor
+    ) -> None:
         """Forward, backward, update; pixels (B, 3, H, W) of this process, labels (B,)."""
-        together = min(self.recipe.batch_size, len(self.train.rows) - self.step * self.recipe.batch_size)
-        counted = min(len(labels), len(range(self.process, together, self.processes)))  # 0: a share that another has
+        together = min(
+            self.recipe.batch_size,
+            len(self.train.rows) - self.step * self.recipe.batch_size,
+        )
+        counted = min(
+            len(labels), len(range(self.process, together, self.processes))
+        )  # 0: a share that another has
         with runtime.autocast(self.device, self.precision):
             logits = network(pixels)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+            loss = F.cross_entropy(
+                logits,
+                labels,
+                label_smoothing=self.recipe.label_smoothing,
+                reduction="sum",
+            )
         self.update.zero_grad(set_to_none=True)
-        factor = self.processes / together if counted else 0.0  # the processes' gradients are averaged, not summed
+        factor = (
+            self.processes / together if counted else 0.0
+        )  # the processes' gradients are averaged, not summed
         (loss * factor).backward()
         self.update.step()
         self.rates.step()
@@ -197,7 +263,9 @@ class Run:
             self.average.update_parameters(self.model)
         if counted:
             hits = (logits.detach().argmax(1) == labels).sum()
-            self.totals += torch.stack([loss.detach().float(), hits, torch.full_like(hits, counted)])
+            self.totals += torch.stack(
+                [loss.detach().float(), hits, torch.full_like(hits, counted)]
+            )
 
     def take_average(self) -> None:
         """The averaged weights become the model's, and their BatchNorm statistics are taken anew."""
@@ -205,31 +273,53 @@ class Run:
         if not self.recipe.frozen_batch_norm:
             self.seed_step(self.recipe.epochs * self.steps)
             with runtime.autocast(self.device, self.precision):
-                update_bn(itertools.islice(self.batches(self.recipe.epochs), STATISTICS_BATCHES), self.model)
+                update_bn(
+                    itertools.islice(
+                        self.batches(self.recipe.epochs), STATISTICS_BATCHES
+                    ),
+                    self.model,
+                )
 
     def end_epoch(self, validation: ImageSet | None) -> None:
         """Put the epoch on record, with what the validation part says of it; after the last, take the average."""
         loss, hits, count = self.totals_of_all().tolist()
         self.seconds = time.perf_counter() - self.started
-        record = {"epoch": len(self.history) + 1, "train_loss": loss / count, "train_accuracy": hits / count}
-        record |= {"learning_rate": self.rates.get_last_lr()[0], "seconds": self.seconds}
+        record = {
+            "epoch": len(self.history) + 1,
+            "train_loss": loss / count,
+            "train_accuracy": hits / count,
+        }
+        record |= {
+            "learning_rate": self.rates.get_last_lr()[0],
+            "seconds": self.seconds,
+        }
         if self.average is not None and len(self.history) + 1 == self.recipe.epochs:
             self.take_average()
         if validation is not None:
-            network = nn.Sequential(nn.AvgPool2d(2), self.model) if self.half else self.model
+            network = (
+                nn.Sequential(nn.AvgPool2d(2), self.model) if self.half else self.model
+            )
             logits, labels = self.predict_together(network, validation)
             record["validation_loss"] = F.cross_entropy(logits, labels).item()
-            record["validation_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
+            record["validation_accuracy"] = (
+                (logits.argmax(1) == labels).float().mean().item()
+            )
         self.history.append(record)
         self.start_epoch()
 
-    def predict_together(self, network: nn.Module, data: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict_together(
+        self, network: nn.Module, data: ImageSet
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """`predict`, of which each process does a part; every one gets the whole."""
         mine = np.array_split(np.arange(len(data.rows)), self.processes)[self.process]
         share = data._replace(rows=data.rows[mine], labels=data.labels[mine])
-        logits = torch.zeros(len(data.rows), head(network).out_features, device=self.device)
+        logits = torch.zeros(
+            len(data.rows), head(network).out_features, device=self.device
+        )
         if len(mine):
-            part, _ = predict(network, share, device=self.device, precision=self.precision)
+            part, _ = predict(
+                network, share, device=self.device, precision=self.precision
+            )
             logits[torch.from_numpy(mine).to(self.device)] = part.to(self.device)
         return runtime.sum_over_processes(logits).cpu(), torch.from_numpy(data.labels)
 
@@ -237,11 +327,15 @@ class Run:
         """Loss, hits and pictures of this epoch over all processes. Raises InputError where something is not finite."""
         totals = runtime.sum_over_processes(self.totals.clone())
         found = "" if math.isfinite(loss := float(totals[0])) else f"the loss is {loss}"
-        if not found and not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+        if not found and not all(
+            parameter.isfinite().all() for parameter in self.model.parameters()
+        ):
             found = "weights are not finite"
         if found:
             epoch = len(self.history) + 1
-            raise InputError(f"{found} in epoch {epoch}: lower learning_rate = {self.recipe.learning_rate}.")
+            raise InputError(
+                f"{found} in epoch {epoch}: lower learning_rate = {self.recipe.learning_rate}."
+            )
         return totals
 
     def moving(self) -> dict:
@@ -253,7 +347,11 @@ class Run:
         """Go to where the checkpoint stopped; False where there is none to go on from."""
         self.settings = {"version": VERSION, **asdict(self.recipe), **settings}
         with runtime.first_process_first():  # it moves a file of other settings away
-            state = artifacts.load_checkpoint(checkpoint, settings=self.settings) if checkpoint is not None else None
+            state = (
+                artifacts.load_checkpoint(checkpoint, settings=self.settings)
+                if checkpoint is not None
+                else None
+            )
         if state is None:
             return False
         for name, part in self.moving().items():
@@ -261,7 +359,11 @@ class Run:
                 artifacts.restore_optimizer(part, state[name])
             else:
                 part.load_state_dict(state[name])
-        self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
+        self.history, self.step, self.seconds = (
+            state["history"],
+            state["step"],
+            state["seconds"],
+        )
         if self.process == 0:  # the totals are those of all
             self.totals = state["totals"].to(self.device)
         return True
@@ -272,7 +374,12 @@ class Run:
         self.seconds = time.perf_counter() - self.started if self.step else 0.0
         if checkpoint is not None and self.process == 0:
             state = {name: part.state_dict() for name, part in self.moving().items()}
-            state |= {"history": self.history, "step": self.step, "seconds": self.seconds, "totals": totals}
+            state |= {
+                "history": self.history,
+                "step": self.step,
+                "seconds": self.seconds,
+                "totals": totals,
+            }
             artifacts.save_checkpoint(checkpoint, state, settings=self.settings)
 
     def what_fits(self) -> str:
@@ -287,16 +394,24 @@ class Run:
             with contextlib.suppress(torch.OutOfMemoryError):
                 pixels = torch.zeros(size, 3, height, width, device=self.device)
                 labels = torch.zeros(size, dtype=torch.int64, device=self.device)
-                self.one_step(self.model, pixels.to(memory_format=torch.channels_last), labels)
+                self.one_step(
+                    self.model, pixels.to(memory_format=torch.channels_last), labels
+                )
                 return f"{found}; {size} does."
         return f"{found}; nor do two pictures."
 
 
-def _schedule(update: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def _schedule(
+    update: torch.optim.Optimizer, recipe: Recipe, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.LambdaLR(update, _unchanged)
-    rise = max(0.2, 2 / (steps + 1))  # at least one step: torch divides by the number of steps up
-    return torch.optim.lr_scheduler.OneCycleLR(update, recipe.learning_rate, total_steps=steps + 1, pct_start=rise)
+    rise = max(
+        0.2, 2 / (steps + 1)
+    )  # at least one step: torch divides by the number of steps up
+    return torch.optim.lr_scheduler.OneCycleLR(
+        update, recipe.learning_rate, total_steps=steps + 1, pct_start=rise
+    )
 
 
 def _unchanged(_step: int) -> float:
@@ -341,7 +456,9 @@ def predict(
     `eval()` and left in the mode it came in. Raises InputError for no pictures. Taught in: chapter 2.
     """
     if not len(data.rows):
-        raise InputError("there is no picture to predict: the part is empty; a larger catalogue fills it.")
+        raise InputError(
+            "there is no picture to predict: the part is empty; a larger catalogue fills it."
+        )
     device = runtime.device(device) if isinstance(device, str) else device
     dtype = getattr(torch, runtime.resolve_precision(device, precision))
     model.to(device)
@@ -350,7 +467,9 @@ def predict(
     try:
         model.eval()
         with torch.inference_mode(), runtime.autocast(device, precision):
-            for pixels, _ in images.batches(data, batch_size=batch_size, device=device, dtype=dtype):
+            for pixels, _ in images.batches(
+                data, batch_size=batch_size, device=device, dtype=dtype
+            ):
                 output = model(pixels)
                 if flip:
                     output = (output + model(pixels.flip(3))) / 2

@@ -22,18 +22,24 @@ from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 LOOPBACK = ("127.0.0.1", "localhost")
 # A second lock: routes do not see where a redirection leads, nor what the browser itself asks for.
-RESOLVER_RULES = "--host-resolver-rules=MAP * ~NOTFOUND, " + ", ".join(f"EXCLUDE {host}" for host in LOOPBACK)
+RESOLVER_RULES = "--host-resolver-rules=MAP * ~NOTFOUND, " + ", ".join(
+    f"EXCLUDE {host}" for host in LOOPBACK
+)
 
 
 class Opened(NamedTuple):
     page: Page
-    outside: list[str]  # addresses outside this machine that were asked for, and refused
+    outside: list[
+        str
+    ]  # addresses outside this machine that were asked for, and refused
     errors: list[str]  # console errors and uncaught exceptions
 
 
 def chromium_path() -> str | None:
     """The system's Chromium or Chrome; None where there is none, which stands for the one that Playwright downloads."""
-    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    found = (
+        shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")
+    )
     return next(filter(None, found), None)
 
 
@@ -44,10 +50,14 @@ def launched_browser() -> Iterator[Browser]:
         path = chromium_path()
         if not Path(path or playwright.chromium.executable_path).exists():
             without_browser("there is no Chromium")
-        arguments = [RESOLVER_RULES] + (["--no-sandbox"] if os.geteuid() == 0 else [])  # its sandbox refuses root
+        arguments = [RESOLVER_RULES] + (
+            ["--no-sandbox"] if os.geteuid() == 0 else []
+        )  # its sandbox refuses root
         try:
             launched = playwright.chromium.launch(executable_path=path, args=arguments)
-        except Error as error:  # Ubuntu's chromium-browser is a script that asks for snap
+        except (
+            Error
+        ) as error:  # Ubuntu's chromium-browser is a script that asks for snap
             without_browser(f"{path or 'Chromium'} does not start: {error}")
         yield launched
         launched.close()
@@ -65,7 +75,9 @@ def without_browser(reason: str) -> NoReturn:
 
 def on_this_machine(address: str) -> bool:
     parts = urlsplit(address)
-    return parts.scheme in ("file", "data", "blob", "about") or parts.hostname in LOOPBACK
+    return (
+        parts.scheme in ("file", "data", "blob", "about") or parts.hostname in LOOPBACK
+    )
 
 
 @contextlib.contextmanager
@@ -84,9 +96,16 @@ def open_page(browser: Browser, **context_options) -> Iterator[Opened]:
             opened.outside.append(request.url)
 
     context.on("request", note_request)
-    context.route(lambda address: not on_this_machine(address), lambda route: route.abort())
-    context.route_web_socket(lambda address: not on_this_machine(address), refuse_socket)
-    context.on("console", lambda line: opened.errors.append(line.text) if line.type == "error" else None)
+    context.route(
+        lambda address: not on_this_machine(address), lambda route: route.abort()
+    )
+    context.route_web_socket(
+        lambda address: not on_this_machine(address), refuse_socket
+    )
+    context.on(
+        "console",
+        lambda line: opened.errors.append(line.text) if line.type == "error" else None,
+    )
     context.on("weberror", lambda error: opened.errors.append(str(error.error)))
     try:
         yield opened

@@ -24,7 +24,10 @@ OWN_BUILD = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 def real_data_folder() -> Path | None:
     """Folder with the real zips: the one that FASHION_REAL_DATA names, else ../shared/real beside the project."""
-    folder = Path(os.environ.get("FASHION_REAL_DATA") or runtime.project_root().parent / "shared" / "real")
+    folder = Path(
+        os.environ.get("FASHION_REAL_DATA")
+        or runtime.project_root().parent / "shared" / "real"
+    )
     return folder if (folder / "fashion-product-images-small.zip").is_file() else None
 
 
@@ -44,14 +47,18 @@ def pytest_collection_modifyitems(config, items):
     config.stash[DESELECTED] = missing
     names = {name for nodeids in missing.values() for name in nodeids}
     if names:
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in names])
+        config.hook.pytest_deselected(
+            items=[item for item in items if item.nodeid in names]
+        )
         items[:] = [item for item in items if item.nodeid not in names]
 
 
 def pytest_sessionfinish(session):
     """One of several processes (pytest -n) hands over what it deselected: it has no terminal."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["deselected"] = session.config.stash.get(DESELECTED, {})
+        session.config.workeroutput["deselected"] = session.config.stash.get(
+            DESELECTED, {}
+        )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -62,7 +69,9 @@ def pytest_testnodedown(node):
 
 def pytest_terminal_summary(terminalreporter, config):
     for marker, names in config.stash.get(DESELECTED, {}).items():
-        terminalreporter.section(f"deselected: {marker} is not available on this machine")
+        terminalreporter.section(
+            f"deselected: {marker} is not available on this machine"
+        )
         for name in names:
             terminalreporter.write_line(name)
 
@@ -78,7 +87,9 @@ def own_build(config) -> str:
         return str(runtime.build_root())
     if OWN_BUILD in config.stash:
         config.stash[OWN_BUILD].cleanup()
-    config.stash[OWN_BUILD] = folder = tempfile.TemporaryDirectory(prefix="fashion-build-")
+    config.stash[OWN_BUILD] = folder = tempfile.TemporaryDirectory(
+        prefix="fashion-build-"
+    )
     config.add_cleanup(folder.cleanup)
     shutil.copytree(made, Path(folder.name) / "sample" / "artifacts")
     return folder.name
@@ -131,10 +142,14 @@ def csv_line(product, gender="Men", category="Apparel", name="Plain shirt") -> s
     return f"{product},{gender},{category},Topwear,Shirts,Blue,Fall,2011,Casual,{name}"
 
 
-def write_catalogue(folder: Path, lines: list[str], pictures: dict[int, bytes] | None = None) -> Path:
+def write_catalogue(
+    folder: Path, lines: list[str], pictures: dict[int, bytes] | None = None
+) -> Path:
     """A catalogue in Kaggle's layout; `pictures` maps an id to the bytes of its file."""
     (folder / "images").mkdir(parents=True)
-    (folder / "styles.csv").write_text("\n".join([",".join(catalogue.COLUMNS), *lines]) + "\n")
+    (folder / "styles.csv").write_text(
+        "\n".join([",".join(catalogue.COLUMNS), *lines]) + "\n"
+    )
     for product, data in (pictures or {}).items():
         (folder / "images" / f"{product}.jpg").write_bytes(data)
     return folder
@@ -143,7 +158,9 @@ def write_catalogue(folder: Path, lines: list[str], pictures: dict[int, bytes] |
 @pytest.fixture(scope="session")
 def browser():
     """A headless Chromium, started once; pages are opened in it with `browser.open_page`."""
-    from browser import launched_browser  # only where a test asks: Playwright takes half a second to import
+    from browser import (
+        launched_browser,
+    )  # only where a test asks: Playwright takes half a second to import
 
     with launched_browser() as launched:
         yield launched

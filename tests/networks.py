@@ -11,10 +11,15 @@ class Small(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(3, 8, 3, stride=2, bias=False),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        )
         self.bn1, self.bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
         self.relu = nn.ReLU(inplace=True)
-        self.layer4 = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), self.relu)
+        self.layer4 = nn.Sequential(
+            nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), self.relu
+        )
         self.fc = nn.Linear(16, 6)
 
     def forward(self, x):
@@ -40,13 +45,19 @@ def trained(model):
 
 def pictures(count=3, size=64, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
-    values = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+    values = torch.randint(
+        0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator
+    )
     return images.normalise(values).to(dtype)
 
 
 def snapshot(model):
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    return state, [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    return (
+        state,
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+    )
 
 
 def assert_untouched(model, before):

@@ -14,7 +14,11 @@ class Corner(nn.Module):
     """Two logits: 0, and how dark the upper left quarter is; nothing else matters."""
 
     def forward(self, x):
-        dark = (images.white(x) - x)[:, :, : x.shape[2] // 2, : x.shape[3] // 2].relu().sum((1, 2, 3))
+        dark = (
+            (images.white(x) - x)[:, :, : x.shape[2] // 2, : x.shape[3] // 2]
+            .relu()
+            .sum((1, 2, 3))
+        )
         return torch.stack([torch.zeros_like(dark), dark], 1)
 
 
@@ -34,16 +38,25 @@ def test_one_map_a_picture_and_the_model_as_it_was(name):
 def test_the_target_decides(name):
     torch.manual_seed(0)
     model, pixels = small(), pictures(2, 32)
-    first, second = (attribution.METHODS[name](model, pixels, torch.full((2,), target)) for target in (0, 1))
+    first, second = (
+        attribution.METHODS[name](model, pixels, torch.full((2,), target))
+        for target in (0, 1)
+    )
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("name", ["gradient", "integrated gradients", "SmoothGrad", "occlusion", "guided"])
+@pytest.mark.parametrize(
+    "name", ["gradient", "integrated gradients", "SmoothGrad", "occlusion", "guided"]
+)
 def test_the_place_that_matters_is_found(name):
     pixels = images.normalise(torch.full((1, 32, 32, 3), 60, dtype=torch.uint8))
-    maps = saliency.magnitude(attribution.METHODS[name](Corner(), pixels, torch.tensor([1])))
+    maps = saliency.magnitude(
+        attribution.METHODS[name](Corner(), pixels, torch.tensor([1]))
+    )
     inside, outside = maps[0, :16, :16].clone(), maps[0].clone()
-    outside[:24, :24] = 0  # the patch of the occlusion reaches half of its side beyond the quarter
+    outside[:24, :24] = (
+        0  # the patch of the occlusion reaches half of its side beyond the quarter
+    )
     assert inside.mean() > 0
     assert outside.max() == 0
 
@@ -54,7 +67,9 @@ def test_the_noise_of_smoothgrad_depends_on_its_own_picture():
     maps = []
     for beside in (pale[1:], 100 * pale[1:]):
         torch.manual_seed(0)
-        maps.append(attribution.smooth_grad(model, torch.cat([pale[:1], beside]), targets)[0])
+        maps.append(
+            attribution.smooth_grad(model, torch.cat([pale[:1], beside]), targets)[0]
+        )
     torch.testing.assert_close(maps[0], maps[1])
 
 
@@ -67,5 +82,9 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_logits():
 
 def test_guided_grad_cam_is_the_product():
     model, pixels, targets = small(), pictures(2, 32), torch.tensor([0, 1])
-    expected = saliency.guided_backprop(model, pixels, targets) * saliency.grad_cam(model, pixels, targets)
-    torch.testing.assert_close(attribution.guided_grad_cam(model, pixels, targets), expected)
+    expected = saliency.guided_backprop(model, pixels, targets) * saliency.grad_cam(
+        model, pixels, targets
+    )
+    torch.testing.assert_close(
+        attribution.guided_grad_cam(model, pixels, targets), expected
+    )

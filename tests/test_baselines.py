@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fashionlib import baselines, classifier, evaluation, images
+from fashionlib import baselines, evaluation, images, models
 
 
 @pytest.fixture
@@ -12,8 +12,12 @@ def data() -> images.ImageSet:
     """Sixty 16x16 pictures whose class is their brightness: six levels and a little noise; class 0 is the largest."""
     generator = np.random.default_rng(0)
     labels = np.concatenate([np.arange(54) % 6, np.zeros(6, int)])
-    pixels = labels[:, None, None, None] * 45 + generator.integers(0, 10, (60, 16, 16, 3))
-    return images.ImageSet(pixels.astype(np.uint8), np.arange(60), labels.astype(np.int64))
+    pixels = labels[:, None, None, None] * 45 + generator.integers(
+        0, 10, (60, 16, 16, 3)
+    )
+    return images.ImageSet(
+        pixels.astype(np.uint8), np.arange(60), labels.astype(np.int64)
+    )
 
 
 def test_colour_histogram_by_hand():
@@ -46,37 +50,53 @@ def test_majority_is_the_largest_class_of_the_training_part(data):
 def test_regression_on_colours_tells_brightness_apart(data):
     logits, seconds = baselines.regression(baselines.colour_histogram, data, data)
     by_level = {tuple(row) for row in (data.images[:, 0, 0, 0] >> 6)[:, None].tolist()}
-    assert len(by_level) == 4  # six levels fall into four ranges: four of six classes can be told apart at best
-    assert 0.5 < evaluation.evaluate(logits, torch.from_numpy(data.labels))["accuracy"] < 0.9
+    assert (
+        len(by_level) == 4
+    )  # six levels fall into four ranges: four of six classes can be told apart at best
+    assert (
+        0.5
+        < evaluation.evaluate(logits, torch.from_numpy(data.labels))["accuracy"]
+        < 0.9
+    )
     assert seconds > 0
 
 
 def test_regression_does_not_depend_on_how_much_is_read_at_a_time(data, monkeypatch):
     expected, _ = baselines.regression(baselines.silhouette, data, data)
     monkeypatch.setattr(baselines, "BLOCK", 7)
-    assert torch.equal(baselines.regression(baselines.silhouette, data, data)[0], expected)
+    assert torch.equal(
+        baselines.regression(baselines.silhouette, data, data)[0], expected
+    )
 
 
 def test_a_frozen_network_is_a_probe_on_its_features(data):
     torch.manual_seed(0)
     found = baselines.frozen("resnet10", data, data, device="cpu", precision="float32")
     torch.manual_seed(0)
-    model = classifier.build("resnet10")
-    classifier.probe(model, data, device="cpu", precision="float32")
-    expected, _ = classifier.predict(model, data, device="cpu", precision="float32")
+    model = models.build("resnet10")
+    models.probe(model, data, device="cpu", precision="float32")
+    expected, _ = models.predict(model, data, device="cpu", precision="float32")
     torch.testing.assert_close(found["logits"], expected, atol=1e-3, rtol=1e-3)
     assert found["features"] == 512
-    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["parameters"] == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
 
 
 def test_features_are_kept(tmp_path, data):
-    options = {"device": "cpu", "precision": "float32", "cache": tmp_path / "features.safetensors"}
+    options = {
+        "device": "cpu",
+        "precision": "float32",
+        "cache": tmp_path / "features.safetensors",
+    }
     torch.manual_seed(0)
     first = baselines.frozen("resnet10", data, data, settings={"seed": 0}, **options)
     kept = options["cache"].read_bytes()
     torch.manual_seed(1)  # other random weights: the kept features must answer
     again = baselines.frozen("resnet10", data, data, settings={"seed": 0}, **options)
-    torch.testing.assert_close(again["logits"], first["logits"], atol=1e-3, rtol=1e-3)  # the same features, fitted anew
+    torch.testing.assert_close(
+        again["logits"], first["logits"], atol=1e-3, rtol=1e-3
+    )  # the same features, fitted anew
     assert options["cache"].read_bytes() == kept
     assert again["images_per_second"] == first["images_per_second"]
     other = baselines.frozen("resnet10", data, data, settings={"seed": 1}, **options)
@@ -102,10 +122,14 @@ def test_a_share_of_the_labels_keeps_every_class_and_grows(data):
     """Of 6 classes with 1 to 6 x 10 pictures: a tenth, but at least one; a larger share holds the smaller one."""
     labels = np.repeat(np.arange(6), np.arange(10, 70, 10))
     whole = data._replace(rows=np.arange(len(labels)) * 3, labels=labels)
-    tenth, fifth, least = (baselines.share_of_labels(whole, share, seed=1) for share in (0.1, 0.2, 0.001))
+    tenth, fifth, least = (
+        baselines.share_of_labels(whole, share, seed=1) for share in (0.1, 0.2, 0.001)
+    )
     assert np.bincount(tenth.labels).tolist() == [1, 2, 3, 4, 5, 6]
     assert np.bincount(least.labels).tolist() == [1] * 6
     assert set(tenth.rows) < set(fifth.rows)
     assert (labels[tenth.rows // 3] == tenth.labels).all()
-    assert not np.array_equal(tenth.rows, baselines.share_of_labels(whole, 0.1, seed=2).rows)
+    assert not np.array_equal(
+        tenth.rows, baselines.share_of_labels(whole, 0.1, seed=2).rows
+    )
     assert np.array_equal(baselines.share_of_labels(whole, 1.0).rows, whole.rows)

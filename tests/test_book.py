@@ -9,14 +9,18 @@ from bs4 import BeautifulSoup
 from test_make import make, tree
 from test_notebooks import PAGES
 
-from fashionlib import artifacts, book, evaluation, runtime
+from fashionlib import artifacts, evaluation, runtime
+from tools import book
 
 BUILD = runtime.build_root()
 
 
 @pytest.fixture(scope="session")
 def pages(site) -> dict[str, BeautifulSoup]:
-    return {page: BeautifulSoup((site / f"{page}.html").read_text(), "html.parser") for page in ["index", *PAGES]}
+    return {
+        page: BeautifulSoup((site / f"{page}.html").read_text(), "html.parser")
+        for page in ["index", *PAGES]
+    }
 
 
 def test_every_local_link_and_picture_exists(site, pages):
@@ -33,11 +37,14 @@ def test_every_local_link_and_picture_exists(site, pages):
 
 def test_every_link_to_a_place_on_a_page_leads_there(site, pages):
     places = {
-        (site / f"{page}.html").resolve(): {tag["id"] for tag in soup.find_all(id=True)} for page, soup in pages.items()
+        (site / f"{page}.html").resolve(): {tag["id"] for tag in soup.find_all(id=True)}
+        for page, soup in pages.items()
     }
     for page, soup in pages.items():
         here = (site / f"{page}.html").resolve()
-        for target in (tag["href"] for tag in soup.find("main").find_all("a", href=True)):
+        for target in (
+            tag["href"] for tag in soup.find("main").find_all("a", href=True)
+        ):
             if re.match(r"^(https?:|mailto:)", target) or not target.partition("#")[2]:
                 continue
             file, _, place = target.partition("#")
@@ -48,7 +55,9 @@ def test_every_link_to_a_place_on_a_page_leads_there(site, pages):
 def test_a_page_with_its_pictures_stays_below_2_megabytes(site, pages):
     for page, soup in pages.items():
         path = site / f"{page}.html"
-        pictures = {(path.parent / tag["src"]).resolve() for tag in soup.find_all("img")}
+        pictures = {
+            (path.parent / tag["src"]).resolve() for tag in soup.find_all("img")
+        }
         assert sum(file.stat().st_size for file in (path, *pictures)) < 2_000_000, page
 
 
@@ -56,13 +65,19 @@ def test_every_figure_is_published_with_a_number_and_alt_text(pages):
     for path in sorted(Path(runtime.project_root() / "notebooks").glob("*.ipynb")):
         soup = pages[f"notebooks/{path.stem}"]
         cells = json.loads(path.read_text())["cells"]
-        for figure in (c["metadata"]["mystnb"] for c in cells if "mystnb" in c["metadata"]):
-            shown = soup.find("figure", id=figure["figure"]["name"]) or soup.find(id=figure["figure"]["name"])
+        for figure in (
+            c["metadata"]["mystnb"] for c in cells if "mystnb" in c["metadata"]
+        ):
+            shown = soup.find("figure", id=figure["figure"]["name"]) or soup.find(
+                id=figure["figure"]["name"]
+            )
             assert shown is not None, figure["figure"]["name"]
             kind = " ".join(figure["image"]["alt"].split())
             alt = shown.find("img")["alt"]
             assert alt.startswith(kind)
-            assert len(alt) > len(kind) + 5, f"{figure['figure']['name']}: nothing from its data"
+            assert len(alt) > len(kind) + 5, (
+                f"{figure['figure']['name']}: nothing from its data"
+            )
             assert "Fig." in shown.find(class_="caption-number").text
 
 
@@ -113,10 +128,16 @@ def glued_values(folder: Path) -> dict[str, float]:
         if "scrapbook" in output.get("metadata", {})
     ]
     texts = {
-        output["metadata"]["scrapbook"]["name"]: output["data"]["application/papermill.record/text/plain"]
+        output["metadata"]["scrapbook"]["name"]: output["data"][
+            "application/papermill.record/text/plain"
+        ]
         for output in outputs
     }
-    return {name: float(text) for name, text in texts.items() if re.fullmatch(r"-?[\d.]+(e-?\d+)?", text)}
+    return {
+        name: float(text)
+        for name, text in texts.items()
+        if re.fullmatch(r"-?[\d.]+(e-?\d+)?", text)
+    }
 
 
 def test_the_prose_agrees_with_the_metrics(site):
@@ -137,8 +158,12 @@ def test_what_follows_from_a_confusion_matrix_was_not_overwritten(site):
         classes = [(row[i], sum(row)) for i, row in enumerate(network["confusion"])]
         right, count = (sum(numbers) for numbers in zip(*classes, strict=True))
         assert network["accuracy"]["test"] == pytest.approx(right / count)
-        assert network["test_accuracy_ci95"] == pytest.approx(evaluation.accuracy_interval(right, count))
-        study = evaluation.difference_interval((right, count), (round(0.9175 * 5600), 5600))
+        assert network["test_accuracy_ci95"] == pytest.approx(
+            evaluation.accuracy_interval(right, count)
+        )
+        study = evaluation.difference_interval(
+            (right, count), (round(0.9175 * 5600), 5600)
+        )
         assert network["minus_study_ci95"] == pytest.approx(study)
         assert network["gender_gap"] == evaluation.gender_gap(network["confusion"])
         for interval, each in zip(network["recall_ci95"], classes, strict=True):
@@ -149,7 +174,11 @@ def test_no_chapter_printed_a_warning(site):
     """The page hides stderr, where progress bars are; a warning must not hide with them."""
     for path in sorted((site.parent / "notebooks").glob("*.ipynb")):
         for cell in json.loads(path.read_text())["cells"]:
-            streams = [output for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+            streams = [
+                output
+                for output in cell.get("outputs", [])
+                if output.get("name") == "stderr"
+            ]
             text = "".join("".join(output["text"]) for output in streams)
             assert "Warning" not in text, f"{path.name}: {text[:500]}"
 

@@ -9,12 +9,14 @@ from conftest import BLUE, GREEN, RED, WHITE, encode, solid
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from fashionlib import decoding
+from fashionlib.data import decoding
 
 
 def bands(*colours, height=10, width=10) -> np.ndarray:
     """Horizontal bands, each `height` rows high: uint8 (len(colours) * height, width, 3)."""
-    return np.concatenate([np.full((height, width, 3), colour, np.uint8) for colour in colours])
+    return np.concatenate(
+        [np.full((height, width, 3), colour, np.uint8) for colour in colours]
+    )
 
 
 # --- resizing ---------------------------------------------------------------------------------------------------------
@@ -24,7 +26,9 @@ def test_the_three_fits_by_hand():
     tall = bands(BLUE, RED, GREEN)  # 10 wide, 30 high
     cropped = decoding.resize(tall, (10, 10), "crop")  # the middle, at its own scale
     assert (cropped == RED).all()
-    padded = decoding.resize(tall, (30, 30), "pad")  # the picture in the middle, at its own scale
+    padded = decoding.resize(
+        tall, (30, 30), "pad"
+    )  # the picture in the middle, at its own scale
     assert (padded[:, :10] == WHITE).all()
     assert (padded[:, 20:] == WHITE).all()
     assert (padded[:, 10:20] == tall).all()
@@ -50,12 +54,16 @@ def test_several_pictures_at_once_are_what_each_alone_is(fit):
     several = np.random.default_rng(0).integers(0, 256, (3, 301, 83, 3), dtype=np.uint8)
     for size in ((5, 8), (64, 64), (400, 90)):
         together = decoding.resize(several, size, fit, original=(330, 1201))
-        alone = [decoding.resize(each, size, fit, original=(330, 1201)) for each in several]
+        alone = [
+            decoding.resize(each, size, fit, original=(330, 1201)) for each in several
+        ]
         assert (together == np.stack(alone)).all()
 
 
 def test_enlarging_is_smooth():
-    edge = np.repeat(np.array([[0, 0, 200, 200]], np.uint8)[..., None], 3, axis=2).repeat(4, axis=0)
+    edge = np.repeat(
+        np.array([[0, 0, 200, 200]], np.uint8)[..., None], 3, axis=2
+    ).repeat(4, axis=0)
     enlarged = decoding.resize(edge, (40, 40))
     assert len(np.unique(enlarged)) > 10  # a ramp, not two blocks
 
@@ -70,7 +78,9 @@ def test_masks_keep_their_values():
     padded = decoding.resize_mask(wide, (20, 20), "pad")
     assert (padded[5:15] == 3).all()
     assert (padded[:5] == 0).all()  # padding is background
-    reference = np.asarray(Image.fromarray(names).resize((11, 13), Image.Resampling.NEAREST))
+    reference = np.asarray(
+        Image.fromarray(names).resize((11, 13), Image.Resampling.NEAREST)
+    )
     assert (decoding.resize_mask(names, (13, 11)) == reference).all()
 
 
@@ -82,8 +92,15 @@ def photograph(height=1600, width=1200, quality=90) -> bytes:
     random = np.random.default_rng(3)
     sum_of_scales = np.zeros((height, width, 3))
     for cell in (400, 100, 25, 5):
-        noise = random.integers(0, 256, (height // cell, width // cell, 3), dtype=np.uint8)
-        sum_of_scales += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)) / 4.0
+        noise = random.integers(
+            0, 256, (height // cell, width // cell, 3), dtype=np.uint8
+        )
+        sum_of_scales += (
+            np.asarray(
+                Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+            )
+            / 4.0
+        )
     return encode(sum_of_scales.astype(np.uint8), "JPEG", quality=quality)
 
 
@@ -92,7 +109,9 @@ def test_decoding_at_scale_equals_decoding_whole(size):
     data = photograph()
     scaled, original = decoding.decode(data, size)
     assert original == (1200, 1600)
-    assert size[1] <= scaled.shape[1] < 1200  # the decoder did part of the work, and left enough pixels
+    assert (
+        size[1] <= scaled.shape[1] < 1200
+    )  # the decoder did part of the work, and left enough pixels
     assert size[0] <= scaled.shape[0] < 1600
     whole = Image.open(io.BytesIO(data)).resize(size[::-1], Image.Resampling.LANCZOS)
     difference = decoding.resize(scaled, size).astype(float) - np.asarray(whole)
@@ -103,23 +122,35 @@ def test_decoding_at_scale_equals_decoding_whole(size):
 @pytest.mark.parametrize("scale", [1, 2, 3])
 @pytest.mark.parametrize("side", [64, 224])
 def test_photographs_are_within_a_grey_level_of_decoding_whole(scale, side):
-    for pixels in load_sample_images().images:  # scikit-learn's two photographs, 640 x 427
-        enlarged = Image.fromarray(pixels).resize((scale * 640, scale * 427), Image.Resampling.BICUBIC)
+    for (
+        pixels
+    ) in load_sample_images().images:  # scikit-learn's two photographs, 640 x 427
+        enlarged = Image.fromarray(pixels).resize(
+            (scale * 640, scale * 427), Image.Resampling.BICUBIC
+        )
         data = encode(np.asarray(enlarged), "JPEG", quality=90)
         scaled, original = decoding.decode(data, (224, 224))
-        whole = Image.open(io.BytesIO(data)).resize((side, side), Image.Resampling.LANCZOS)
-        difference = decoding.resize(scaled, (side, side), original=original).astype(float) - np.asarray(whole)
+        whole = Image.open(io.BytesIO(data)).resize(
+            (side, side), Image.Resampling.LANCZOS
+        )
+        difference = decoding.resize(scaled, (side, side), original=original).astype(
+            float
+        ) - np.asarray(whole)
         assert np.abs(difference).mean() < 1
 
 
 def test_padding_is_within_a_grey_level_too():
     for pixels in load_sample_images().images:
-        enlarged = Image.fromarray(pixels).resize((1283, 961), Image.Resampling.BICUBIC)  # no multiples of 4
+        enlarged = Image.fromarray(pixels).resize(
+            (1283, 961), Image.Resampling.BICUBIC
+        )  # no multiples of 4
         data = encode(np.asarray(enlarged), "JPEG", quality=90)
         scaled, original = decoding.decode(data, (96, 96))
         assert scaled.shape[1] < 1283
         whole = np.asarray(Image.open(io.BytesIO(data)))
-        difference = decoding.resize(scaled, (96, 96), "pad", original=original).astype(float)
+        difference = decoding.resize(scaled, (96, 96), "pad", original=original).astype(
+            float
+        )
         difference -= decoding.resize(whole, (96, 96), "pad")
         assert np.abs(difference).mean() < 1
 
@@ -182,10 +213,20 @@ def test_every_kind_becomes_rgb(data, expected):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_rotated_photograph_is_turned_upright(orientation):
-    left, right = bands(RED, GREEN, height=200, width=100), bands(BLUE, WHITE, height=200, width=100)
+    left, right = (
+        bands(RED, GREEN, height=200, width=100),
+        bands(BLUE, WHITE, height=200, width=100),
+    )
     upright = Image.fromarray(np.concatenate([left, right], axis=1))
-    turn = Image.Transpose  # what the camera has done to the picture: the inverse of what the tag asks for
-    undo = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE}
+    turn = (
+        Image.Transpose
+    )  # what the camera has done to the picture: the inverse of what the tag asks for
+    undo = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+    }
     undo |= {6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}
     stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
@@ -193,22 +234,42 @@ def test_a_rotated_photograph_is_turned_upright(orientation):
     data = encode(np.asarray(stored), "JPEG", quality=95, exif=exif)
     pixels, original = decoding.decode(data, (40, 20))
     assert original == (200, 400)
-    assert pixels.shape[0] == 2 * pixels.shape[1] < 400  # scaled while decoding, whichever way it lies
+    assert (
+        pixels.shape[0] == 2 * pixels.shape[1] < 400
+    )  # scaled while decoding, whichever way it lies
     small = decoding.resize(pixels, (40, 20)).astype(int)
-    for rows, columns, colour in ((0, 0, RED), (1, 0, GREEN), (0, 1, BLUE), (1, 1, WHITE)):
-        part = small[2 + 20 * rows : 18 + 20 * rows, 2 + 10 * columns : 8 + 10 * columns]
+    for rows, columns, colour in (
+        (0, 0, RED),
+        (1, 0, GREEN),
+        (0, 1, BLUE),
+        (1, 1, WHITE),
+    ):
+        part = small[
+            2 + 20 * rows : 18 + 20 * rows, 2 + 10 * columns : 8 + 10 * columns
+        ]
         assert np.abs(part - colour).max() <= 6
 
 
 def with_tags(tags: bytes) -> bytes:
     """A JPEG of a red band over a blue one, with `tags` in the place of its EXIF data."""
     data, header = encode(bands(RED, BLUE), "JPEG", quality=95), b"Exif\0\0" + tags
-    return data[:2] + b"\xff\xe1" + (len(header) + 2).to_bytes(2, "big") + header + data[2:]
+    return (
+        data[:2]
+        + b"\xff\xe1"
+        + (len(header) + 2).to_bytes(2, "big")
+        + header
+        + data[2:]
+    )
 
 
 def orientation_tag(kind: int, value: bytes) -> bytes:
     """EXIF data with nothing but an orientation of the given TIFF type: 2 is text, 3 a whole number, 5 a fraction."""
-    return b"II*\0\x08\0\0\0\x01\0\x12\x01" + bytes([kind, 0, 1, 0, 0, 0]) + value.ljust(4, b"\0") + bytes(4)
+    return (
+        b"II*\0\x08\0\0\0\x01\0\x12\x01"
+        + bytes([kind, 0, 1, 0, 0, 0])
+        + value.ljust(4, b"\0")
+        + bytes(4)
+    )
 
 
 @pytest.mark.parametrize(
@@ -230,7 +291,11 @@ def test_tags_that_make_no_sense_do_not_cost_the_picture(tags):
     assert np.abs(pixels[2].astype(int) - RED).max() <= 6
 
 
-@pytest.mark.parametrize("between", [b"", b"\xff", b"\xff\xfe\0\x06note"], ids=["first", "fill byte", "comment"])
+@pytest.mark.parametrize(
+    "between",
+    [b"", b"\xff", b"\xff\xfe\0\x06note"],
+    ids=["first", "fill byte", "comment"],
+)
 def test_a_rotation_is_seen_wherever_its_tag_stands(between):
     data = with_tags(orientation_tag(3, b"\x06"))
     pixels, original = decoding.decode(data[:2] + between + data[2:], (5, 10))
@@ -245,7 +310,10 @@ def test_a_rotation_is_seen_wherever_its_tag_stands(between):
 def test_a_rotated_picture_with_another_damaged_tag_is_turned(tag, kind, value):
     """What cannot be written again need not be: the picture is wanted, not its tags."""
     entries = [(274, 3, b"\x06\0\0\0"), (tag, kind, value)]
-    fields = [number.to_bytes(2, "little") + bytes([form, 0, 1, 0, 0, 0]) + held for number, form, held in entries]
+    fields = [
+        number.to_bytes(2, "little") + bytes([form, 0, 1, 0, 0, 0]) + held
+        for number, form, held in entries
+    ]
     tags = b"II*\0\x08\0\0\0\x02\0" + b"".join(sorted(fields)) + bytes(4)
     pixels, original = decoding.decode(with_tags(tags), (5, 10))
     assert (pixels.shape, original) == ((10, 20, 3), (20, 10))
@@ -256,7 +324,9 @@ def test_a_rotated_cmyk_photograph():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn to the right
     stream = io.BytesIO()
-    Image.fromarray(bands(RED, BLUE, height=80, width=80)).convert("CMYK").save(stream, "JPEG", quality=95, exif=exif)
+    Image.fromarray(bands(RED, BLUE, height=80, width=80)).convert("CMYK").save(
+        stream, "JPEG", quality=95, exif=exif
+    )
     pixels, original = decoding.decode(stream.getvalue(), (20, 40))
     assert original == (160, 80)
     small = decoding.resize(pixels, (20, 40), original=original).astype(int)
@@ -280,7 +350,9 @@ def test_what_cannot_be_read_has_a_reason(data, reason):
         decoding.decode(data, (64, 64))
 
 
-@pytest.mark.parametrize("side", [10_000, 20_000])  # beyond Pillow's warning, and beyond its own limit
+@pytest.mark.parametrize(
+    "side", [10_000, 20_000]
+)  # beyond Pillow's warning, and beyond its own limit
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side):
     stream = io.BytesIO()
     Image.new("1", (side, side)).save(stream, "PNG")
@@ -299,7 +371,11 @@ def test_a_jpeg_with_a_blemish_is_still_decoded():
 
 def test_the_digest_tells_pictures_apart():
     pixels = np.zeros((4, 6, 3), np.uint8)
-    digests = {decoding.digest(pixels, (6, 4)), decoding.digest(pixels, (12, 8)), decoding.digest(pixels + 1, (6, 4))}
+    digests = {
+        decoding.digest(pixels, (6, 4)),
+        decoding.digest(pixels, (12, 8)),
+        decoding.digest(pixels + 1, (6, 4)),
+    }
     digests.add(decoding.digest(pixels.reshape(6, 4, 3), (6, 4)))
     assert len(digests) == 4
     assert decoding.digest(np.asfortranarray(pixels), (6, 4)) in digests

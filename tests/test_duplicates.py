@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fashionlib import duplicates
+from fashionlib.data import duplicates
 
 
 def noise(seed: int) -> np.ndarray:
@@ -23,7 +23,11 @@ def test_the_hash_survives_brightness_and_changes_with_the_picture():
     pictures = [noise(0), noise(0) + 9, noise(1)]
     hashes = duplicates.perceptual_hashes(reader(pictures), 3)
     assert hashes.dtype == np.uint64
-    assert np.bitwise_count(hashes).tolist() == [32, 32, 32]  # half of 64 frequencies lie above their median
+    assert np.bitwise_count(hashes).tolist() == [
+        32,
+        32,
+        32,
+    ]  # half of 64 frequencies lie above their median
     assert np.bitwise_count(hashes[0] ^ hashes[1]) <= 1
     assert np.bitwise_count(hashes[0] ^ hashes[2]) > 10
 
@@ -37,9 +41,14 @@ def test_the_hash_does_not_depend_on_the_block(monkeypatch):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    seed=st.integers(0, 2**32), count=st.integers(0, 60), bits=st.sampled_from([3, 8, 64]), distance=st.integers(0, 6)
+    seed=st.integers(0, 2**32),
+    count=st.integers(0, 60),
+    bits=st.sampled_from([3, 8, 64]),
+    distance=st.integers(0, 6),
 )
-def test_close_hashes_are_those_that_comparing_all_pairs_finds(seed, count, bits, distance):
+def test_close_hashes_are_those_that_comparing_all_pairs_finds(
+    seed, count, bits, distance
+):
     random = np.random.default_rng(seed)
     hashes = (
         random.integers(0, 2**bits, count, dtype=np.uint64)
@@ -49,7 +58,10 @@ def test_close_hashes_are_those_that_comparing_all_pairs_finds(seed, count, bits
     if count > 3:
         hashes[1] = hashes[0] ^ np.uint64(0b1001 << 40)  # two bits apart
     expected = [
-        [i, j] for i in range(count) for j in range(i + 1, count) if int(hashes[i] ^ hashes[j]).bit_count() <= distance
+        [i, j]
+        for i in range(count)
+        for j in range(i + 1, count)
+        if int(hashes[i] ^ hashes[j]).bit_count() <= distance
     ]
     assert duplicates.close_hashes(hashes, distance).tolist() == expected
 
@@ -66,9 +78,16 @@ def test_distances_by_hand(monkeypatch):
     pairs = np.array([[0, 1], [1, 2], [0, 2], [0, 0]])
     for block in (4096, 1):
         monkeypatch.setattr(duplicates, "BLOCK", block)
-        assert duplicates.distances(pairs, reader(pictures)).tolist() == [3, 237, 240, 0]
+        assert duplicates.distances(pairs, reader(pictures)).tolist() == [
+            3,
+            237,
+            240,
+            0,
+        ]
     pictures[1][:20] = 10  # half of the pixels differ by 3
-    assert duplicates.distances(pairs[:1], reader(pictures))[0] == pytest.approx(3 / 2**0.5)
+    assert duplicates.distances(pairs[:1], reader(pictures))[0] == pytest.approx(
+        3 / 2**0.5
+    )
     assert duplicates.distances(pairs[:0], reader(pictures)).shape == (0,)
 
 
@@ -87,25 +106,39 @@ def test_equal_pairs_and_groups_by_hand():
     assert duplicates.groups(ids, pairs).tolist() == [1, 5, 1, 3, 5, 1]
     chain = np.array([[0, 1], [1, 2]])  # 12-5, 5-9: linked over 5
     assert duplicates.groups(ids, chain).tolist() == [5, 5, 5, 3, 7, 1]
-    assert duplicates.groups(ids, np.concatenate([pairs, chain])).tolist() == [1, 1, 1, 3, 1, 1]
+    assert duplicates.groups(ids, np.concatenate([pairs, chain])).tolist() == [
+        1,
+        1,
+        1,
+        3,
+        1,
+        1,
+    ]
     assert duplicates.groups(ids, np.empty((0, 2), int)).tolist() == ids.tolist()
 
 
 def test_conflicts_by_hand():
     group, label = pd.Series([9, 5, 9, 3, 5, 3]), pd.Series([0, 2, 1, 4, 2, -1])
-    assert duplicates.label_conflicts(group, label) == 1  # 9 is both 0 and 1, 5 is twice 2, -1 is no class
+    assert (
+        duplicates.label_conflicts(group, label) == 1
+    )  # 9 is both 0 and 1, 5 is twice 2, -1 is no class
 
 
 def bridges(pairs, previous) -> list[int]:
     """Positions of the products that are set aside."""
-    pairs, previous = np.array(pairs).reshape(-1, 2), pd.Series(previous, dtype="string")
+    pairs, previous = (
+        np.array(pairs).reshape(-1, 2),
+        pd.Series(previous, dtype="string"),
+    )
     group = duplicates.groups(pd.Series(range(len(previous))), pairs)
     return np.flatnonzero(duplicates.bridges(pairs, group, previous)).tolist()
 
 
 def test_bridges_by_hand():
     old = ["train", "test", pd.NA, "train", pd.NA, pd.NA]
-    assert bridges([(0, 2), (1, 2), (3, 4)], old) == [2]  # 4 has one neighbour, 5 has none
+    assert bridges([(0, 2), (1, 2), (3, 4)], old) == [
+        2
+    ]  # 4 has one neighbour, 5 has none
     # 2 would link the parts; 4 hangs on 0 alone, and 5 on 2 alone, which is gone
     assert bridges([(0, 2), (1, 2), (0, 4), (2, 5)], old) == [2]
     # 4 joins 0; 5 hangs on 4 and on 1

@@ -15,23 +15,38 @@ def test_evaluate_by_hand():
     """Five pictures: two right, one wrong in gender only (0 for 1), one in category only (2 for 0), one in both."""
     labels = torch.tensor([0, 5, 1, 0, 3])
     predicted = torch.tensor([0, 5, 0, 2, 4])
-    result = evaluation.evaluate(10 * torch.nn.functional.one_hot(predicted, 6).float(), labels)
+    result = evaluation.evaluate(
+        10 * torch.nn.functional.one_hot(predicted, 6).float(), labels
+    )
     assert result["accuracy"] == 0.4
-    assert (result["gender_errors"], result["category_errors"], result["both_errors"]) == (1, 1, 1)
+    assert (
+        result["gender_errors"],
+        result["category_errors"],
+        result["both_errors"],
+    ) == (1, 1, 1)
     assert result["recall"] == [0.5, 0, 0, 0, 0, 1]
     assert result["confusion"][0] == [1, 0, 1, 0, 0, 0]
     assert result["true_distribution"] == [0.4, 0.2, 0, 0.2, 0, 0.2]
     confidence = math.exp(10) / (math.exp(10) + 5)
-    assert result["expected_calibration_error"] == pytest.approx(confidence - 0.4, abs=1e-5)
+    assert result["expected_calibration_error"] == pytest.approx(
+        confidence - 0.4, abs=1e-5
+    )
 
 
 def test_evaluate_agrees_with_scikit_learn():
     generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(500, 6, generator=generator), torch.randint(0, 6, (500,), generator=generator)
+    logits, labels = (
+        torch.randn(500, 6, generator=generator),
+        torch.randint(0, 6, (500,), generator=generator),
+    )
     result = evaluation.evaluate(logits, labels)
     predicted = logits.argmax(1)
-    assert result["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, predicted))
-    assert result["macro_f1"] == pytest.approx(sklearn_metrics.f1_score(labels, predicted, average="macro"))
+    assert result["accuracy"] == pytest.approx(
+        sklearn_metrics.accuracy_score(labels, predicted)
+    )
+    assert result["macro_f1"] == pytest.approx(
+        sklearn_metrics.f1_score(labels, predicted, average="macro")
+    )
     wrong = result["gender_errors"] + result["category_errors"] + result["both_errors"]
     assert wrong == int((predicted != labels).sum())
 
@@ -41,7 +56,10 @@ def test_wilson_interval_of_eight_in_ten():
     assert evaluation.accuracy_interval(0, 0) == [0, 1]
     low, high = evaluation.accuracy_interval(8, 10)
     z, p, n = 1.959963985, 0.8, 10
-    centre, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    centre, reach = (
+        p + z**2 / (2 * n),
+        z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+    )
     assert low == pytest.approx((centre - reach) / (1 + z**2 / n))
     assert high == pytest.approx((centre + reach) / (1 + z**2 / n))
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
@@ -57,8 +75,12 @@ def test_recall_equality_is_the_chi_square_test_by_hand():
     """Two classes of 50, 40 and 30 of them right: 35 right and 15 wrong are expected in each."""
     confusion = np.zeros((6, 6), int)
     confusion[0, 0], confusion[0, 1], confusion[1, 1], confusion[1, 0] = 40, 10, 30, 20
-    corrected = 2 * (4.5**2 / 35 + 4.5**2 / 15)  # scipy corrects two-by-two tables by Yates' half
-    assert evaluation.recall_equality(confusion) == pytest.approx(math.erfc(math.sqrt(corrected / 2)))
+    corrected = 2 * (
+        4.5**2 / 35 + 4.5**2 / 15
+    )  # scipy corrects two-by-two tables by Yates' half
+    assert evaluation.recall_equality(confusion) == pytest.approx(
+        math.erfc(math.sqrt(corrected / 2))
+    )
     assert evaluation.recall_equality(np.diag([5] * 6)) == 1.0
 
 
@@ -84,10 +106,20 @@ def test_reliability_by_hand():
 
 def test_reliability_adds_up_to_the_calibration_error():
     generator = torch.Generator().manual_seed(1)
-    logits, labels = 2 * torch.randn(500, 6, generator=generator), torch.randint(0, 6, (500,), generator=generator)
-    found = {name: np.array(values) for name, values in evaluation.reliability(logits, labels).items()}
-    error = (np.abs(found["confidence"] - found["accuracy"]) * found["count"]).sum() / 500
-    assert evaluation.evaluate(logits, labels)["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+    logits, labels = (
+        2 * torch.randn(500, 6, generator=generator),
+        torch.randint(0, 6, (500,), generator=generator),
+    )
+    found = {
+        name: np.array(values)
+        for name, values in evaluation.reliability(logits, labels).items()
+    }
+    error = (
+        np.abs(found["confidence"] - found["accuracy"]) * found["count"]
+    ).sum() / 500
+    assert evaluation.evaluate(logits, labels)[
+        "expected_calibration_error"
+    ] == pytest.approx(error, abs=1e-6)
 
 
 def test_paired_interval_by_hand():

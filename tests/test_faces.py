@@ -12,7 +12,9 @@ from fashionlib.runtime import InputError
 @pytest.mark.parametrize("cascade", faces.CASCADES)
 def test_small_pictures_are_refused_and_noise_has_no_face(cascade):
     with pytest.raises(InputError, match="112"):
-        faces.find(np.zeros((1, 80, 60, 3), np.uint8), torch.zeros(1, 3, 80, 60), cascade)
+        faces.find(
+            np.zeros((1, 80, 60, 3), np.uint8), torch.zeros(1, 3, 80, 60), cascade
+        )
     pixels = pictures(1, 112)
     masks = faces.find(images.denormalise(pixels).numpy(), pixels, cascade)
     assert torch.equal(masks == faces.REST, saliency.foreground(pixels))

@@ -27,7 +27,9 @@ def test_similarity_by_hand_and_against_scipy():
     a = torch.tensor([[[1.0, 2.0], [3.0, 99.0]]])
     mask = torch.tensor([[[True, True], [True, False]]])
     # ranks 1 2 3 against 2 1 3: 1 - 6 * (1 + 1 + 0) / (3 * 8) = 0.5; the fourth pixel is not looked at
-    assert faithfulness.similarity(a, torch.tensor([[[5.0, 4.0], [6.0, -1.0]]]), mask).tolist() == pytest.approx([0.5])
+    assert faithfulness.similarity(
+        a, torch.tensor([[[5.0, 4.0], [6.0, -1.0]]]), mask
+    ).tolist() == pytest.approx([0.5])
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 9, (2, 8, 8), generator=generator)  # ties
     y = torch.rand(2, 8, 8, generator=generator)
@@ -45,13 +47,26 @@ def test_randomised_changes_the_parts_named_and_brings_them_back(last):
     with faithfulness.randomised(model, seed=3, last=last):
         drawn = {name: value.clone() for name, value in model.state_dict().items()}
         assert torch.equal(torch.random.get_rng_state(), state)
-    changed = {name for name, value in drawn.items() if not torch.equal(value, before[0][name])}
-    weights = {name for name, p in model.named_parameters() if p.dim() > 1} | {"fc.bias"}
-    assert changed >= {name for name in weights if name.split(".")[0] in faithfulness.parts(model)[:last]}
-    assert {name.split(".")[0] for name in changed} == set(faithfulness.parts(model)[:last])
+    changed = {
+        name for name, value in drawn.items() if not torch.equal(value, before[0][name])
+    }
+    weights = {name for name, p in model.named_parameters() if p.dim() > 1} | {
+        "fc.bias"
+    }
+    assert changed >= {
+        name
+        for name in weights
+        if name.split(".")[0] in faithfulness.parts(model)[:last]
+    }
+    assert {name.split(".")[0] for name in changed} == set(
+        faithfulness.parts(model)[:last]
+    )
     assert_untouched(model, before)
     with faithfulness.randomised(model, seed=3, last=last):
-        assert all(torch.equal(value, drawn[name]) for name, value in model.state_dict().items())
+        assert all(
+            torch.equal(value, drawn[name])
+            for name, value in model.state_dict().items()
+        )
     with faithfulness.randomised(model, seed=4, last=last):
         assert not torch.equal(model.fc.weight, drawn["fc.weight"])
 
@@ -100,12 +115,28 @@ def test_deletion_and_insertion_by_hand():
     weight = torch.tensor([[3.0, 0.0, 1.0, 0.0]]) / 255
     pixels = images.normalise(torch.zeros(1, 1, 4, 3, dtype=torch.uint8))
     ranking = torch.tensor([[[9.0, 1.0, 5.0, 0.0]]])  # the order 0, 2, 1, 3
-    result = faithfulness.deletion_insertion(Linear(weight), pixels, torch.tensor([1]), ranking, steps=4)
-    expected = torch.tensor([[4.0, 1, 0, 0, 0], [0, 3, 4, 4, 4]], dtype=torch.float64).sigmoid()
-    torch.testing.assert_close(torch.cat([result["deletion"], result["insertion"]]), expected, rtol=1e-5, atol=0)
+    result = faithfulness.deletion_insertion(
+        Linear(weight), pixels, torch.tensor([1]), ranking, steps=4
+    )
+    expected = torch.tensor(
+        [[4.0, 1, 0, 0, 0], [0, 3, 4, 4, 4]], dtype=torch.float64
+    ).sigmoid()
+    torch.testing.assert_close(
+        torch.cat([result["deletion"], result["insertion"]]),
+        expected,
+        rtol=1e-5,
+        atol=0,
+    )
     assert result["fractions"].tolist() == [0, 0.25, 0.5, 0.75, 1]
-    areas = (expected[:, :-1] + expected[:, 1:]).sum(1) / 8  # four trapezoids of width 1/4
-    torch.testing.assert_close(torch.cat([result["deletion_auc"], result["insertion_auc"]]), areas, rtol=1e-5, atol=0)
+    areas = (expected[:, :-1] + expected[:, 1:]).sum(
+        1
+    ) / 8  # four trapezoids of width 1/4
+    torch.testing.assert_close(
+        torch.cat([result["deletion_auc"], result["insertion_auc"]]),
+        areas,
+        rtol=1e-5,
+        atol=0,
+    )
 
 
 def test_deletion_fills():
@@ -113,12 +144,20 @@ def test_deletion_fills():
     model, ranking = small().eval(), torch.rand(2, 16, 16)
     targets = torch.tensor([0, 1])
     ends = {
-        fill: faithfulness.deletion_insertion(model, pixels, targets, ranking, steps=1, fill=fill)["deletion"]
+        fill: faithfulness.deletion_insertion(
+            model, pixels, targets, ranking, steps=1, fill=fill
+        )["deletion"]
         for fill in ("white", "blurred")
     }
-    white = model(images.normalise(torch.full((1, 16, 16, 3), 255, dtype=torch.uint8))).softmax(1)[0, :2].double()
+    white = (
+        model(images.normalise(torch.full((1, 16, 16, 3), 255, dtype=torch.uint8)))
+        .softmax(1)[0, :2]
+        .double()
+    )
     torch.testing.assert_close(ends["white"][:, 1], white, rtol=1e-4, atol=0)
-    assert torch.equal(ends["white"][:, 0], ends["blurred"][:, 0])  # nothing removed yet
+    assert torch.equal(
+        ends["white"][:, 0], ends["blurred"][:, 0]
+    )  # nothing removed yet
     assert not torch.equal(ends["white"][:, 1], ends["blurred"][:, 1])
     with pytest.raises(InputError, match="white or blurred"):
         faithfulness.deletion_insertion(model, pixels, targets, ranking, fill="black")
@@ -148,7 +187,12 @@ def test_mean_interval_by_hand():
     """1, 2, 3: standard error 1 / sqrt(3), two degrees of freedom: 4.303 of them."""
     mean, interval, count = faithfulness.mean_interval([1, 2, 3, float("nan")])
     assert (mean, count) == (2, 3)
-    assert interval == pytest.approx([2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-4)
+    assert interval == pytest.approx(
+        [2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-4
+    )
     with pytest.raises(InputError, match="at least two pictures, found 1"):
         faithfulness.mean_interval([1, float("nan")])
-    assert faithfulness.interval_text((0.214, [0.15, 0.268], 9), "+.2f") == "+0.21 (+0.15 to +0.27)"
+    assert (
+        faithfulness.interval_text((0.214, [0.15, 0.268], 9), "+.2f")
+        == "+0.21 (+0.15 to +0.27)"
+    )

@@ -12,7 +12,9 @@ from fashionlib import images, runtime
 
 def image_set(count=23, height=6, width=5) -> images.ImageSet:
     """Random pictures; the set holds every second row of the array."""
-    pixels = np.random.default_rng(1).integers(0, 256, (2 * count, height, width, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(1).integers(
+        0, 256, (2 * count, height, width, 3), dtype=np.uint8
+    )
     return images.ImageSet(pixels, np.arange(0, 2 * count, 2), np.arange(count) % 6)
 
 
@@ -26,7 +28,9 @@ def collect(data, **options) -> tuple[np.ndarray, np.ndarray]:
 def test_batches_in_order():
     data = image_set()
     parts = list(images.batches(data, batch_size=7))
-    assert [tuple(pixels.shape) for pixels, _ in parts] == [(7, 3, 6, 5)] * 3 + [(2, 3, 6, 5)]
+    assert [tuple(pixels.shape) for pixels, _ in parts] == [(7, 3, 6, 5)] * 3 + [
+        (2, 3, 6, 5)
+    ]
     for pixels, labels in parts:
         assert pixels.dtype == torch.float32
         assert labels.dtype == torch.int64
@@ -38,24 +42,45 @@ def test_batches_in_order():
 
 def test_normalising_by_hand_and_back():
     values = torch.tensor([0, 128, 255], dtype=torch.uint8).expand(1, 1, 1, 3)
-    expected = [(0 / 255 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (255 / 255 - 0.406) / 0.225]
-    assert images.normalise(values).flatten().tolist() == pytest.approx(expected, abs=1e-6)
-    every = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
+    expected = [
+        (0 / 255 - 0.485) / 0.229,
+        (128 / 255 - 0.456) / 0.224,
+        (255 / 255 - 0.406) / 0.225,
+    ]
+    assert images.normalise(values).flatten().tolist() == pytest.approx(
+        expected, abs=1e-6
+    )
+    every = (
+        torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
+    )
     assert torch.equal(images.denormalise(images.normalise(every)), every)
 
 
 def test_shuffling_depends_on_seed_and_epoch():
     data = image_set()
-    passes = {(seed, epoch): collect(data, seed=seed, epoch=epoch)[0] for seed in (0, 1) for epoch in (0, 1)}
+    passes = {
+        (seed, epoch): collect(data, seed=seed, epoch=epoch)[0]
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
     again = collect(data, seed=1, epoch=1)[0]
     assert (passes[1, 1] == again).all()
     keys = list(passes)
-    assert all((passes[a] != passes[b]).any() for i, a in enumerate(keys) for b in keys[:i])
-    originals = {picture.tobytes(): label for picture, label in zip(data.images[::2], data.labels, strict=True)}
+    assert all(
+        (passes[a] != passes[b]).any() for i, a in enumerate(keys) for b in keys[:i]
+    )
+    originals = {
+        picture.tobytes(): label
+        for picture, label in zip(data.images[::2], data.labels, strict=True)
+    }
     pixels, labels = collect(data, epoch=3)
-    assert {picture.tobytes() for picture in pixels} == set(originals)  # every sample once: there are as many
+    assert {picture.tobytes() for picture in pixels} == set(
+        originals
+    )  # every sample once: there are as many
     assert len(pixels) == len(originals)
-    assert [originals[picture.tobytes()] for picture in pixels] == labels.tolist()  # each with its own label
+    assert [
+        originals[picture.tobytes()] for picture in pixels
+    ] == labels.tolist()  # each with its own label
 
 
 def test_flipping_mirrors_about_half():
@@ -69,24 +94,44 @@ def test_flipping_mirrors_about_half():
 
 
 def test_moving_by_hand():
-    picture = np.repeat(np.arange(6, dtype=np.uint8).reshape(1, 2, 3, 1), 3, axis=3)  # [[0, 1, 2], [3, 4, 5]]
+    picture = np.repeat(
+        np.arange(6, dtype=np.uint8).reshape(1, 2, 3, 1), 3, axis=3
+    )  # [[0, 1, 2], [3, 4, 5]]
     shifts = np.array([[0, 1], [-1, 0], [0, 1], [1, -1]])
-    moved = images._gather(picture, np.zeros(4, int), shifts, np.array([False, False, True, False]), 1)[..., 0]
-    assert moved[0].tolist() == [[1, 2, 2], [4, 5, 5]]  # looks one column further right; the edge repeats
+    moved = images._gather(
+        picture, np.zeros(4, int), shifts, np.array([False, False, True, False]), 1
+    )[..., 0]
+    assert moved[0].tolist() == [
+        [1, 2, 2],
+        [4, 5, 5],
+    ]  # looks one column further right; the edge repeats
     assert moved[1].tolist() == [[0, 1, 2], [0, 1, 2]]  # looks one row further up
-    assert moved[2].tolist() == [[1, 0, 0], [4, 3, 3]]  # mirrored, then the mirror image's right edge repeats
-    assert moved[3].tolist() == [[3, 3, 4], [3, 3, 4]]  # one row down, one column to the left
+    assert moved[2].tolist() == [
+        [1, 0, 0],
+        [4, 3, 3],
+    ]  # mirrored, then the mirror image's right edge repeats
+    assert moved[3].tolist() == [
+        [3, 3, 4],
+        [3, 3, 4],
+    ]  # one row down, one column to the left
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32), height=st.integers(5, 9), width=st.integers(5, 9), reach=st.integers(0, 4))
+@given(
+    seed=st.integers(0, 2**32),
+    height=st.integers(5, 9),
+    width=st.integers(5, 9),
+    reach=st.integers(0, 4),
+)
 def test_moving_equals_moving_pixel_by_pixel(seed, height, width, reach):
     random = np.random.default_rng(seed)
     pictures = random.integers(0, 256, (6, height, width, 3), dtype=np.uint8)
     rows, mirrored = random.integers(0, 6, 4), random.random(4) < 0.5
     shifts = random.integers(-reach, reach + 1, (4, 2))
     moved = images._gather(pictures, rows, shifts, mirrored, reach)
-    for picture, row, (down, right), mirror in zip(moved, rows, shifts, mirrored, strict=True):
+    for picture, row, (down, right), mirror in zip(
+        moved, rows, shifts, mirrored, strict=True
+    ):
         source = pictures[row, :, ::-1] if mirror else pictures[row]
         lines = np.clip(np.arange(height) + down, 0, height - 1)
         columns = np.clip(np.arange(width) + right, 0, width - 1)
@@ -99,29 +144,53 @@ def test_batches_in_other_precisions(dtype, monkeypatch):
     expected = torch.cat([pixels for pixels, _ in images.batches(data, batch_size=7)])
     for cache in (2**18, 1):  # the whole batch at once, and a picture at a time
         monkeypatch.setattr(images, "CACHE", cache)
-        found = [pixels for pixels, _ in images.batches(data, batch_size=7, dtype=dtype)]
+        found = [
+            pixels for pixels, _ in images.batches(data, batch_size=7, dtype=dtype)
+        ]
         assert {pixels.dtype for pixels in found} == {dtype}
-        assert all(pixels.is_contiguous(memory_format=torch.channels_last) for pixels in found)
-        assert torch.equal(torch.cat(found), expected.to(dtype))  # rounded once, at the end
+        assert all(
+            pixels.is_contiguous(memory_format=torch.channels_last) for pixels in found
+        )
+        assert torch.equal(
+            torch.cat(found), expected.to(dtype)
+        )  # rounded once, at the end
 
 
 def test_cropping_shifts_by_at_most_that_many_pixels():
     height, width, reach = 7, 6, 2
-    grid = np.stack([*np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), np.zeros((height, width))], -1)
-    data = images.ImageSet(np.repeat(grid[None].astype(np.uint8), 300, 0), np.arange(300), np.zeros(300, np.int64))
+    grid = np.stack(
+        [
+            *np.meshgrid(np.arange(height), np.arange(width), indexing="ij"),
+            np.zeros((height, width)),
+        ],
+        -1,
+    )
+    data = images.ImageSet(
+        np.repeat(grid[None].astype(np.uint8), 300, 0),
+        np.arange(300),
+        np.zeros(300, np.int64),
+    )
     pixels, _ = collect(data, epoch=0, crop=reach)
     centre = pixels[:, 3, 3, :2].astype(int) - 3  # where the middle pixel came from
-    assert set(map(tuple, centre)) == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+    assert set(map(tuple, centre)) == {
+        (y, x) for y in range(-2, 3) for x in range(-2, 3)
+    }
     for picture, (down, right) in zip(pixels, centre, strict=True):
-        assert (picture[:, 0, 0] == np.clip(np.arange(height) + down, 0, height - 1)).all()
-        assert (picture[0, :, 1] == np.clip(np.arange(width) + right, 0, width - 1)).all()
+        assert (
+            picture[:, 0, 0] == np.clip(np.arange(height) + down, 0, height - 1)
+        ).all()
+        assert (
+            picture[0, :, 1] == np.clip(np.arange(width) + right, 0, width - 1)
+        ).all()
 
 
 def test_augmentation_does_not_depend_on_the_batch_size():
     data = image_set(50)
     first, labels = collect(data, batch_size=7, epoch=4, flip=True, crop=2)
     for batch_size in (1, 32, 50):
-        other, other_labels = collect(data, batch_size=batch_size, epoch=4, flip=True, crop=2)
+        other, other_labels = collect(
+            data, batch_size=batch_size, epoch=4, flip=True, crop=2
+        )
         assert (other == first).all()
         assert (other_labels == labels).all()
 
@@ -138,17 +207,26 @@ def test_an_epoch_can_be_gone_on_with():
     for first in (0, 3, len(whole)):
         rest = list(images.batches(data, first=first, **options))
         assert len(rest) == len(whole) - first
-        assert all(torch.equal(a[0], b[0]) for a, b in zip(rest, whole[first:], strict=True))
+        assert all(
+            torch.equal(a[0], b[0]) for a, b in zip(rest, whole[first:], strict=True)
+        )
 
 
 def test_processes_share_every_batch():
     """50 pictures in batches of 16: the last one has two, of which a third process gets one that another has, too."""
     data = image_set(50)
     options = {"batch_size": 16, "epoch": 1, "flip": True, "crop": 2}
-    shares = [list(images.batches(data, process=process, processes=3, **options)) for process in range(3)]
+    shares = [
+        list(images.batches(data, process=process, processes=3, **options))
+        for process in range(3)
+    ]
     for batch, (pixels, labels) in enumerate(images.batches(data, **options)):
         together = [torch.cat([share[batch][i] for share in shares]) for i in (0, 1)]
-        order = [place for process in range(3) for place in range(len(labels))[process::3] or [len(labels) - 1]]
+        order = [
+            place
+            for process in range(3)
+            for place in range(len(labels))[process::3] or [len(labels) - 1]
+        ]
         assert torch.equal(together[0], pixels[order])
         assert torch.equal(together[1], labels[order])
 
@@ -157,7 +235,9 @@ def test_pictures_on_the_device_give_the_same_batches():
     data = image_set(50)
     there = images.ImageSet(torch.from_numpy(data.images), data.rows, data.labels)
     options = {"batch_size": 7, "epoch": 1, "flip": True, "crop": 2}
-    for ours, theirs in zip(images.batches(there, **options), images.batches(data, **options), strict=True):
+    for ours, theirs in zip(
+        images.batches(there, **options), images.batches(data, **options), strict=True
+    ):
         assert torch.equal(ours[0], theirs[0])
         assert ours[0].is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(ours[1], theirs[1])
@@ -173,7 +253,9 @@ def test_a_set_becomes_resident_where_half_of_the_free_memory_holds_it(monkeypat
     monkeypatch.setattr(runtime, "free_memory", lambda _: 2 * size - 1)
     assert images.resident(data, torch.device("cpu")) is data
     monkeypatch.undo()
-    assert images.resident(data, torch.device("cpu")) is data  # a CPU has no memory of its own
+    assert (
+        images.resident(data, torch.device("cpu")) is data
+    )  # a CPU has no memory of its own
 
 
 def test_one_ahead_is_map():
@@ -203,7 +285,9 @@ def test_a_blurred_picture_keeps_its_colour():
     pixels = pictures(2, 64)
     smooth = images.blurred(pixels, 3.2)
     assert smooth.shape == pixels.shape
-    torch.testing.assert_close(smooth.mean((2, 3)), pixels.mean((2, 3)), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        smooth.mean((2, 3)), pixels.mean((2, 3)), atol=0.05, rtol=0
+    )
     assert (smooth.std((2, 3)) < 0.3 * pixels.std((2, 3))).all()
     white = images.white(pixels)
     torch.testing.assert_close(images.blurred(white, 3.2), white)

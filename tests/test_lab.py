@@ -42,7 +42,9 @@ class Lab(NamedTuple):
 
     def ask(self, path: str, method: str = "GET") -> bytes:
         headers = {"Authorization": f"token {self.token}"}
-        request = urllib.request.Request(f"{self.address}/{path}", method=method, headers=headers)
+        request = urllib.request.Request(
+            f"{self.address}/{path}", method=method, headers=headers
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
 
@@ -66,13 +68,21 @@ def untouched_by_the_user(home: Path) -> dict[str, str]:
         "JUPYTERLAB_WORKSPACES_DIR": f"{home}/workspaces",
         "IPYTHONDIR": f"{home}/ipython",
     }
-    kept = {key: value for key, value in os.environ.items() if key not in (*OF_MAKE, "JUPYTER_PATH")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in (*OF_MAKE, "JUPYTER_PATH")
+    }
     return kept | ours
 
 
 def stop(process: subprocess.Popen) -> None:
     """End a server with all that it started: kernels have process groups of their own."""
-    descendants = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    descendants = (
+        psutil.Process(process.pid).children(recursive=True)
+        if process.poll() is None
+        else []
+    )
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     _, alive = psutil.wait_procs(descendants, timeout=10)
@@ -85,7 +95,9 @@ def stop(process: subprocess.Popen) -> None:
 
 
 @contextlib.contextmanager
-def served(command: list[str], lab: Lab, home: Path, **environment: str) -> Iterator[Lab]:
+def served(
+    command: list[str], lab: Lab, home: Path, **environment: str
+) -> Iterator[Lab]:
     """`lab` while `command` serves it; what the command says is in the failure, should it not."""
     log = home / "log.txt"
     with log.open("w") as stream:
@@ -105,7 +117,9 @@ def served(command: list[str], lab: Lab, home: Path, **environment: str) -> Iter
         stop(process)
 
 
-def wait_for_answer(process: subprocess.Popen, lab: Lab, log: Path, seconds: float = 120) -> None:
+def wait_for_answer(
+    process: subprocess.Popen, lab: Lab, log: Path, seconds: float = 120
+) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(urllib.error.URLError):
@@ -136,11 +150,20 @@ def lab(tmp_path_factory, pytestconfig) -> Iterator[Lab]:
     home = tmp_path_factory.mktemp("lab")
     lab = new_lab(home / "notebooks")
     shutil.copytree(ROOT / "notebooks", lab.folder, ignore=shutil.ignore_patterns(".*"))
-    notification = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    notification = (
+        home
+        / "settings"
+        / "@jupyterlab"
+        / "apputils-extension"
+        / "notification.jupyterlab-settings"
+    )
     notification.parent.mkdir(parents=True)
     notification.write_text('{"fetchNews": "false"}')  # else it asks whether it may
     command = [sys.executable, "-m", "jupyterlab", str(lab.folder), *options(lab)]
-    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
+    command += [
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.extension_manager=readonly",
+    ]
     command += ["--allow-root"] if os.geteuid() == 0 else []
     with served(command, lab, home, FASHION_BUILD=own_build(pytestconfig)) as running:
         yield running
@@ -167,32 +190,49 @@ def opened_notebook(browser, lab: Lab, name: str) -> Iterator[Opened]:
 def start_all_cells(page: Page) -> None:
     """Menu Run > Run All Cells; `window.ran` tells when it is through, with or without an error."""
     run = "window.jupyterapp.commands.execute('notebook:run-all-cells')"
-    page.evaluate(f"() => {{ window.ran = false; {run}.finally(() => {{ window.ran = true; }}); }}")
+    page.evaluate(
+        f"() => {{ window.ran = false; {run}.finally(() => {{ window.ran = true; }}); }}"
+    )
 
 
 def code_cells(page: Page) -> dict[int, dict]:
     """Position -> cell, as JupyterLab would save it."""
     cells = page.evaluate(f"{NOTEBOOK}.content.model.toJSON().cells")
-    return {position: cell for position, cell in enumerate(cells) if cell["cell_type"] == "code"}
+    return {
+        position: cell
+        for position, cell in enumerate(cells)
+        if cell["cell_type"] == "code"
+    }
 
 
 def wait_until_idle(page: Page, timeout: float = 20 * MINUTE) -> dict[int, dict]:
     try:
         page.wait_for_function(f"window.ran && {IDLE}", timeout=timeout, polling=200)
     except TimeoutError:
-        waiting = (cell["source"] for cell in code_cells(page).values() if not cell["execution_count"])
-        pytest.fail(f"still running after {timeout / MINUTE:.0f} minutes:\n{next(waiting, 'no cell')}")
+        waiting = (
+            cell["source"]
+            for cell in code_cells(page).values()
+            if not cell["execution_count"]
+        )
+        pytest.fail(
+            f"still running after {timeout / MINUTE:.0f} minutes:\n{next(waiting, 'no cell')}"
+        )
     cells = code_cells(page)
     for cell in cells.values():
         for output in cell["outputs"]:
             if output["output_type"] == "error":
-                pytest.fail(f"{output['ename']}: {output['evalue']}\nin the cell\n{cell['source']}")
+                pytest.fail(
+                    f"{output['ename']}: {output['evalue']}\nin the cell\n{cell['source']}"
+                )
     return cells
 
 
 def wait_for_picture(page: Page, position: int) -> None:
     """Scroll to the cell, as a reader does: what is out of sight need not be drawn."""
-    page.evaluate(f"position => {{ {NOTEBOOK}.content.scrollToItem(position, 'center'); }}", position)
+    page.evaluate(
+        f"position => {{ {NOTEBOOK}.content.scrollToItem(position, 'center'); }}",
+        position,
+    )
     drawn = f"""position => {{
         const pictures = [...{NOTEBOOK}.content.widgets[position].node.querySelectorAll('.jp-OutputArea img')];
         return pictures.length && pictures.every(picture => picture.complete && picture.naturalWidth > 0);
@@ -206,7 +246,9 @@ def test_all_cells_of_a_chapter_run_and_show_their_figures(browser, lab, path):
         start_all_cells(page)
         cells = wait_until_idle(page)
         # a fresh kernel numbers the cells that it runs: some come from git with an output and the number 1
-        assert [cell["execution_count"] for cell in cells.values()] == list(range(1, len(cells) + 1))
+        assert [cell["execution_count"] for cell in cells.values()] == list(
+            range(1, len(cells) + 1)
+        )
         for position, cell in cells.items():
             if "mystnb" in cell["metadata"]:
                 wait_for_picture(page, position)
@@ -219,14 +261,27 @@ def test_an_error_in_a_cell_is_found(browser, lab):
     write_notebook(lab.folder / "error.ipynb", ["1 / 1", "1 / 0", "1 / 2"])
     with opened_notebook(browser, lab, "error.ipynb") as (page, _, _):
         start_all_cells(page)
-        with pytest.raises(pytest.fail.Exception, match="ZeroDivisionError: division by zero\nin the cell\n1 / 0"):
+        with pytest.raises(
+            pytest.fail.Exception,
+            match="ZeroDivisionError: division by zero\nin the cell\n1 / 0",
+        ):
             wait_until_idle(page)
-        assert [cell["execution_count"] for cell in code_cells(page).values()] == [1, 2, None]
+        assert [cell["execution_count"] for cell in code_cells(page).values()] == [
+            1,
+            2,
+            None,
+        ]
 
 
 def write_notebook(path: Path, sources: list[str]) -> None:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    notebook["metadata"]["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources]
+    )
+    notebook["metadata"]["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     path.write_text(nbformat.v4.writes(notebook))
 
 
@@ -256,14 +311,20 @@ for _ in runtime.progress(range(10_000), "drawing"):
         seen.touch()
         (cell,) = wait_until_idle(page).values()
         assert errors == []
-    assert cell["outputs"][0]["text"] == f"{sys.prefix}\n", "the kernel is one of the project's environment"
+    assert cell["outputs"][0]["text"] == f"{sys.prefix}\n", (
+        "the kernel is one of the project's environment"
+    )
 
 
 def test_make_lab_serves_the_chapters(tmp_path):
     lab = new_lab(ROOT / "notebooks")
-    with served(["make", "lab", f"LAB_OPTIONS={' '.join(options(lab))}"], lab, tmp_path):
+    with served(
+        ["make", "lab", f"LAB_OPTIONS={' '.join(options(lab))}"], lab, tmp_path
+    ):
         assert b"<title>JupyterLab</title>" in lab.ask("lab")
-        listed = [entry["name"] for entry in json.loads(lab.ask("api/contents"))["content"]]
+        listed = [
+            entry["name"] for entry in json.loads(lab.ask("api/contents"))["content"]
+        ]
     assert sorted(listed) == [path.name for path in NOTEBOOKS]
     with pytest.raises(urllib.error.URLError):
         lab.ask("api/status")
@@ -280,5 +341,8 @@ def test_what_a_page_asks_of_other_machines_and_its_errors_are_found(browser, tm
     with open_page(browser) as (page, outside, errors):
         page.goto(address.as_uri())
         expect(page).to_have_title("closed")
-    assert sorted(outside) == ["http://example.org/picture.png", "ws://example.org/socket"]
+    assert sorted(outside) == [
+        "http://example.org/picture.png",
+        "ws://example.org/socket",
+    ]
     assert {"complaint", "broken"} <= set(errors)

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 def make(*arguments: str, build: Path) -> subprocess.CompletedProcess:
     of_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PROFILE", "SOURCE")
-    environment = {key: value for key, value in os.environ.items() if key not in of_make}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in of_make
+    }
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
         cwd=ROOT,
@@ -28,12 +30,25 @@ def make(*arguments: str, build: Path) -> subprocess.CompletedProcess:
 
 
 def tree(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_help_lists_every_target(tmp_path):
     shown = make("help", build=tmp_path).stdout
-    for target in ("report", "test", "lab", "student", "notebooks", "bench", "experiments", "clean"):
+    for target in (
+        "report",
+        "test",
+        "lab",
+        "student",
+        "notebooks",
+        "bench",
+        "experiments",
+        "clean",
+    ):
         assert re.search(rf"make {target} ", shown)
 
 
@@ -41,31 +56,48 @@ def imported(path: Path, code: str) -> set[str]:
     """Modules of fashionlib that `code` imports, at the top or within a function, for more than its annotations."""
     found, tree = set(), ast.parse(code, str(path))
     tree.body = [
-        node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     ]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "fashionlib":
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fashionlib."):
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "fashionlib."
+        ):
             found.add(node.module.split(".")[1])
     return found
 
 
 def test_dependencies_are_the_modules_that_a_chapter_imports(tmp_path):
-    modules = {path.stem: imported(path, path.read_text()) for path in (ROOT / "fashionlib").glob("*.py")}
+    modules = {
+        path.stem: imported(path, path.read_text())
+        for path in (ROOT / "fashionlib").glob("*.py")
+    }
     database = make("--print-data-base", "--question", build=tmp_path).stdout
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(notebook.read_text())["cells"]
-        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        code = "\n".join(
+            "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+        )
         needed, seen = imported(notebook, code), set()
         while needed - seen:
             module = (needed - seen).pop()
             seen.add(module)
             # artifacts reads a catalogue only in `check`, which no chapter calls
-            needed |= modules[module] - ({"catalogue", "sources"} if module == "artifacts" else set())
-        (rule,) = re.findall(rf"^\S*/sample/notebooks/{notebook.stem}\.ipynb: (.*)$", database, flags=re.MULTILINE)
+            needed |= modules[module] - (
+                {"catalogue", "sources"} if module == "artifacts" else set()
+            )
+        (rule,) = re.findall(
+            rf"^\S*/sample/notebooks/{notebook.stem}\.ipynb: (.*)$",
+            database,
+            flags=re.MULTILINE,
+        )
         listed = set(re.findall(r"fashionlib/(\w+)\.py", rule))
-        assert listed == needed, f"chapter {notebook.stem}: mend its line in the Makefile"
+        assert listed == needed, (
+            f"chapter {notebook.stem}: mend its line in the Makefile"
+        )
 
 
 @pytest.fixture
@@ -95,13 +127,19 @@ def bad_sources(tmp_path):
     ],
     ids=lambda value: value[0].split("/")[-1] if isinstance(value, list) else "",
 )
-def test_a_mistake_gets_one_line_and_destroys_nothing(tmp_path, bad_sources, arguments, expected):
+def test_a_mistake_gets_one_line_and_destroys_nothing(
+    tmp_path, bad_sources, arguments, expected
+):
     build = tmp_path / "build"
     kept = build / "sample" / "notebooks" / "01_data_preparation.ipynb"
     kept.parent.mkdir(parents=True)
     kept.write_text("an earlier result")
     before = tree(build)
-    result = make("report", *(argument.format(bad=bad_sources) for argument in arguments), build=build)
+    result = make(
+        "report",
+        *(argument.format(bad=bad_sources) for argument in arguments),
+        build=build,
+    )
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if not line.startswith("make")]
     assert len(lines) == 1, result.stderr
@@ -118,7 +156,10 @@ def test_a_failing_chapter_is_kept_apart_and_says_which_chapter_to_run(tmp_path)
     (notebooks / "01_data_preparation.ipynb").write_text("{}")
     result = make(str(notebooks / "02_resnet152.ipynb"), build=tmp_path)
     assert result.returncode != 0
-    assert "InputError: prepared of run 'sample' is missing: chapter 01_data_preparation makes it" in result.stderr
+    assert (
+        "InputError: prepared of run 'sample' is missing: chapter 01_data_preparation makes it"
+        in result.stderr
+    )
     assert sorted(path.name for path in notebooks.iterdir()) == [
         "01_data_preparation.ipynb",
         "02_resnet152.failed.ipynb",
@@ -127,10 +168,14 @@ def test_a_failing_chapter_is_kept_apart_and_says_which_chapter_to_run(tmp_path)
 
 def test_environment_for_conda_keeps_to_the_same_versions():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    (packages,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    (packages,) = (
+        entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)
+    )
     assert packages == ["-c constraints.txt", "-e .[test,bench]"]
     assert "pip" in environment["dependencies"]
-    assert any(str(entry).startswith("python=3.") for entry in environment["dependencies"])
+    assert any(
+        str(entry).startswith("python=3.") for entry in environment["dependencies"]
+    )
 
 
 @pytest.mark.parametrize("profile", ["", "../notebooks", "smal"])

@@ -20,7 +20,9 @@ def test_a_change_of_a_control_draws_anew():
         asked.append((method, picture))
         return solid(picture)
 
-    panel = panels.explorer(draw, solid(7), method=["guided", "gradient"], picture=(0, 200))
+    panel = panels.explorer(
+        draw, solid(7), method=["guided", "gradient"], picture=(0, 200)
+    )
     still, controls, moving = panel.box.children
     method, picture = controls.children
     before = moving.value
@@ -34,7 +36,12 @@ def test_a_change_of_a_control_draws_anew():
 def test_the_output_holds_widgets_and_a_picture():
     panel = panels.explorer(lambda picture: solid(picture), solid(7), picture=(3, 5))
     bundle = panel._repr_mimebundle_()
-    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.box.model_id
+    assert (
+        bundle["application/vnd.jupyter.widget-view+json"]["model_id"]
+        == panel.box.model_id
+    )
     picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
     assert picture.format == "PNG"
-    assert (7, 7, 7) in {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+    assert (7, 7, 7) in {
+        colour for _, colour in picture.convert("RGB").getcolors(1 << 24)
+    }

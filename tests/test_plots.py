@@ -9,7 +9,9 @@ from fashionlib import plots
 
 
 def test_animation_shows_every_moment_and_begins_anew():
-    moments = {epoch: np.full((16, 8, 8, 3), 10 * epoch, np.uint8) for epoch in (1, 5, 9)}
+    moments = {
+        epoch: np.full((16, 8, 8, 3), 10 * epoch, np.uint8) for epoch in (1, 5, 9)
+    }
     film = Image.open(io.BytesIO(plots.animation(moments, columns=8).data))
     assert (film.n_frames, film.size, film.info["loop"]) == (3, (64, 16), 0)
     shown = []

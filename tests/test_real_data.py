@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from conftest import real_data_folder
 
-from fashionlib import catalogue, decoding, duplicates, images, preparation, sources
+from fashionlib import catalogue, images
+from fashionlib.data import decoding, duplicates, prepare, sources
 
 pytestmark = pytest.mark.real_data
 
@@ -20,7 +21,7 @@ def small() -> sources.Source:
 def prepared(small, tmp_path_factory) -> images.Prepared:
     """The small edition at its own size, prepared once (about 15 s on 2 quiet cores)."""
     folder = tmp_path_factory.mktemp("small") / "prepared"
-    return images.load(preparation.prepare(small.path, folder, sizes=[[80, 60]]))
+    return images.load(prepare.prepare(small.path, folder, sizes=[[80, 60]]))
 
 
 def test_rows_and_malformed_rows(small):
@@ -29,7 +30,9 @@ def test_rows_and_malformed_rows(small):
     assert table["id"].is_unique
     genders = {"Men": 22165, "Women": 18632, "Unisex": 2164, "Boys": 830, "Girls": 655}
     assert table["gender"].value_counts().to_dict() == genders
-    assert sum(name.count('"') for name in table["productDisplayName"]) == 2  # inches, kept as they are
+    assert (
+        sum(name.count('"') for name in table["productDisplayName"]) == 2
+    )  # inches, kept as they are
 
 
 def test_a_careless_reader_loses_22_products(small, recwarn):
@@ -71,7 +74,9 @@ def test_the_split_of_the_small_edition(prepared):
 
 def test_twins_really_have_the_same_pixels(prepared):
     pixels, index = prepared.array([80, 60]), prepared.index
-    twins = [rows for rows in index.groupby("exact_group").indices.values() if len(rows) > 1]
+    twins = [
+        rows for rows in index.groupby("exact_group").indices.values() if len(rows) > 1
+    ]
     assert all((pixels[row] == pixels[rows[0]]).all() for rows in twins for row in rows)
 
 
@@ -88,10 +93,14 @@ def test_the_edition_at_224():
 
 def test_a_hash_alone_links_far_too_much(prepared):
     index = prepared.index
-    by_hash = duplicates.groups(index["id"], duplicates.close_hashes(index["perceptual_hash"].to_numpy()))
+    by_hash = duplicates.groups(
+        index["id"], duplicates.close_hashes(index["perceptual_hash"].to_numpy())
+    )
     sizes, confirmed = by_hash.value_counts(), index["near_group"].value_counts()
     assert sizes[sizes > 1].sum() / len(index) > 0.3
     assert sizes.max() > 1000
     assert 0.03 < confirmed[confirmed > 1].sum() / len(index) < 0.07
     assert confirmed.max() < 50
-    assert (index.groupby("exact_group")["near_group"].nunique() == 1).all()  # equal pixels are near, too
+    assert (
+        index.groupby("exact_group")["near_group"].nunique() == 1
+    ).all()  # equal pixels are near, too

@@ -13,7 +13,13 @@ from fashionlib.runtime import InputError
 
 def test_importing_the_package_imports_nothing_heavy(tmp_path):
     code = "import sys, fashionlib; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
     assert result.stdout.strip() == "[]"
 
 
@@ -31,7 +37,10 @@ def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
 
 def test_a_missing_device_is_named_with_those_that_are_there():
     missing = "cuda" if not torch.cuda.is_available() else "mps"
-    with pytest.raises(InputError, match=f"device '{missing}' is not available here; this machine has: .*cpu"):
+    with pytest.raises(
+        InputError,
+        match=f"device '{missing}' is not available here; this machine has: .*cpu",
+    ):
         runtime.device(missing)
     assert runtime.device("cpu") == torch.device("cpu")
 
@@ -40,7 +49,10 @@ def test_precision():
     cpu = torch.device("cpu")
     assert runtime.resolve_precision(cpu, "float32") == "float32"
     assert runtime.resolve_precision(cpu, "auto") in ("float32", "bfloat16")
-    with pytest.raises(InputError, match="precision must be one of auto, bfloat16, float32, found 'half'"):
+    with pytest.raises(
+        InputError,
+        match="precision must be one of auto, bfloat16, float32, found 'half'",
+    ):
         runtime.resolve_precision(cpu, "half")
     with runtime.autocast(cpu, "bfloat16"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16

@@ -31,7 +31,9 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def address(site) -> str:
     """The book on a port of this machine: a search needs a server, as readers have one."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -40,23 +42,37 @@ def address(site) -> str:
 def settled(page, address: str) -> None:
     """Open a page and wait until its formulas are set."""
     page.goto(address)
-    page.wait_for_function("() => !window.MathJax || (window.MathJax.startup && window.MathJax.startup.promise)")
-    page.evaluate("() => window.MathJax && window.MathJax.startup.promise.then(() => true)")
+    page.wait_for_function(
+        "() => !window.MathJax || (window.MathJax.startup && window.MathJax.startup.promise)"
+    )
+    page.evaluate(
+        "() => window.MathJax && window.MathJax.startup.promise.then(() => true)"
+    )
 
 
 @each_page
 def test_a_page_is_whole_on_a_desktop_and_on_a_phone(browser, address, page_name):
     for viewport, scheme in ((DESKTOP, "light"), (PHONE, "dark")):
-        with open_page(browser, viewport=viewport, color_scheme=scheme) as (page, outside, errors):
+        with open_page(browser, viewport=viewport, color_scheme=scheme) as (
+            page,
+            outside,
+            errors,
+        ):
             settled(page, f"{address}/{page_name}.html")
             broken = page.evaluate(
                 "() => Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode().then("
                 "() => null, () => i.src) })).then(found => found.filter(Boolean))"
             )
             assert broken == []
-            assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+            assert (
+                page.evaluate("document.documentElement.scrollWidth")
+                <= viewport["width"]
+            )
             assert page.evaluate(CUT_OFF) == []
-            assert page.locator("main mjx-container").count() == page.locator("main .math").count()
+            assert (
+                page.locator("main mjx-container").count()
+                == page.locator("main .math").count()
+            )
             assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
         assert outside == []
         assert errors == []
@@ -64,14 +80,26 @@ def test_a_page_is_whole_on_a_desktop_and_on_a_phone(browser, address, page_name
 
 @each_page
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_serious_violation_in_the_article(browser, address, page_name, scheme):
-    with open_page(browser, viewport=DESKTOP, color_scheme=scheme, reduced_motion="reduce") as (page, *_):
+def test_axe_finds_no_serious_violation_in_the_article(
+    browser, address, page_name, scheme
+):
+    with open_page(
+        browser, viewport=DESKTOP, color_scheme=scheme, reduced_motion="reduce"
+    ) as (page, *_):
         settled(page, f"{address}/{page_name}.html")
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
-        page.evaluate("document.querySelectorAll('main details').forEach(one => one.open = true)")
-        page.wait_for_timeout(500)  # the theme fades in what unfolds: its colours are not the final ones yet
+        page.evaluate(
+            "document.querySelectorAll('main details').forEach(one => one.open = true)"
+        )
+        page.wait_for_timeout(
+            500
+        )  # the theme fades in what unfolds: its colours are not the final ones yet
         found = Axe().run(page, context="main").response["violations"]
-    serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+    serious = [
+        (one["id"], one["nodes"][0]["html"])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
     assert serious == []
 
 
@@ -79,7 +107,9 @@ def test_search_finds_a_term(browser, address):
     with open_page(browser, viewport=DESKTOP) as (page, outside, errors):
         page.goto(f"{address}/search.html?q=springenberg")
         page.wait_for_selector("#search-results li a")
-        found = page.locator("#search-results li a").evaluate_all("links => links.map(link => link.href)")
+        found = page.locator("#search-results li a").evaluate_all(
+            "links => links.map(link => link.href)"
+        )
     assert any("03_guided_backprop" in link for link in found)
     assert outside == errors == []
 
@@ -101,7 +131,10 @@ def test_next_and_previous_walk_the_book_in_order(browser, address):
 def test_solutions_unfold(browser, address, chapter):
     with open_page(browser, viewport=PHONE) as (page, *_):
         page.goto(f"{address}/{chapter}.html")
-        for folded, content in ((".tag_solution details", ".highlight"), ("details.sd-dropdown", "p")):
+        for folded, content in (
+            (".tag_solution details", ".highlight"),
+            ("details.sd-dropdown", "p"),
+        ):
             found = page.locator(folded)
             assert found.count() >= 3
             for i in range(found.count()):
@@ -128,7 +161,9 @@ def test_the_reader_chooses_light_or_dark(browser, address):
         page.goto(f"{address}/introduction.html")
         backgrounds = set()
         for _ in range(3):
-            backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            backgrounds.add(
+                page.evaluate("getComputedStyle(document.body).backgroundColor")
+            )
             page.locator("button.theme-switch-button:visible").first.click()
     assert len(backgrounds) == 2
 
@@ -138,15 +173,28 @@ def test_paper_shows_the_article_and_nothing_else(browser, address):
         page.goto(f"{address}/notebooks/01_data_preparation.html")
         page.emulate_media(media="print")
         assert page.locator("h1:visible").count() == 1
-        around = ("#pst-primary-sidebar", "#pst-secondary-sidebar", ".header-article-items", ".prev-next-footer")
-        assert [place for place in around if page.locator(place).first.is_visible()] == []
+        around = (
+            "#pst-primary-sidebar",
+            "#pst-secondary-sidebar",
+            ".header-article-items",
+            ".prev-next-footer",
+        )
+        assert [
+            place for place in around if page.locator(place).first.is_visible()
+        ] == []
 
 
 def test_a_page_can_be_downloaded_as_the_notebook_that_was_executed(browser, address):
     with open_page(browser, viewport=DESKTOP) as (page, *_):
         page.goto(f"{address}/notebooks/04_average_saliency.html")
-        link = page.locator(".dropdown-download-buttons a[href$='.ipynb']").first.get_attribute("href")
+        link = page.locator(
+            ".dropdown-download-buttons a[href$='.ipynb']"
+        ).first.get_attribute("href")
         text = page.request.get(f"{address}/notebooks/{link}").text()
     cells = json.loads(text)["cells"]
-    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    assert any(
+        "image/png" in output.get("data", {})
+        for cell in cells
+        for output in cell.get("outputs", [])
+    )
     assert str(runtime.project_root()) not in text

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import csv_line, ordinary_user, solid, write_catalogue
 
-from fashionlib import artifacts, catalogue, sources
+from fashionlib import artifacts, catalogue
+from fashionlib.data import sources
 from fashionlib.runtime import InputError
 
 HEADER = ",".join(catalogue.COLUMNS)
@@ -29,7 +30,10 @@ def write_zip(path, members: dict[str, bytes | str]):
 
 def members_of(root: str = "") -> dict[str, bytes | str]:
     """A catalogue with one product, as members below `root`."""
-    return {f"{root}styles.csv": f"{HEADER}\n{csv_line(1)}\n", f"{root}images/1.jpg": solid("red")}
+    return {
+        f"{root}styles.csv": f"{HEADER}\n{csv_line(1)}\n",
+        f"{root}images/1.jpg": solid("red"),
+    }
 
 
 def test_folder_and_zip_are_read_alike(tmp_path):
@@ -44,8 +48,15 @@ def test_folder_and_zip_are_read_alike(tmp_path):
 
 
 def test_of_several_catalogues_none_is_taken(tmp_path):
-    members = {name: data for root in ("full/", "small/", "full/again/") for name, data in members_of(root).items()}
-    with pytest.raises(InputError, match=r"several catalogues, in 'full/', 'small/': give the path of one"):
+    members = {
+        name: data
+        for root in ("full/", "small/", "full/again/")
+        for name, data in members_of(root).items()
+    }
+    with pytest.raises(
+        InputError,
+        match=r"several catalogues, in 'full/', 'small/': give the path of one",
+    ):
         sources.open_source(write_zip(tmp_path / "both.zip", members))
 
 
@@ -53,7 +64,10 @@ def test_of_several_catalogues_none_is_taken(tmp_path):
     ("roots", "expected"),
     [
         (["", "myntradataset/"], ""),  # the small edition
-        (["fashion-dataset/", "fashion-dataset/fashion-dataset/"], "fashion-dataset/"),  # the large one
+        (
+            ["fashion-dataset/", "fashion-dataset/fashion-dataset/"],
+            "fashion-dataset/",
+        ),  # the large one
     ],
 )
 def test_nested_copies_are_ignored_and_counted(tmp_path, roots, expected):
@@ -80,10 +94,14 @@ def test_members_are_named_by_id(tmp_path):
     assert found == {1: "images/1.jpg", 20: "images/20.jpg", 3: "images/3.JPG"}
 
 
-@pytest.mark.parametrize("name", ["../outside.jpg", "/etc/passwd", "images/../../x.jpg", "..\\outside.jpg"])
+@pytest.mark.parametrize(
+    "name", ["../outside.jpg", "/etc/passwd", "images/../../x.jpg", "..\\outside.jpg"]
+)
 def test_a_zip_that_points_outside_is_refused(tmp_path, name):
     path = write_zip(tmp_path / "evil.zip", {**members_of(), name: b"x"})
-    with pytest.raises(InputError, match=r"points outside of it: .*(outside\.jpg|passwd|x\.jpg)"):
+    with pytest.raises(
+        InputError, match=r"points outside of it: .*(outside\.jpg|passwd|x\.jpg)"
+    ):
         sources.open_source(path)
 
 
@@ -99,14 +117,24 @@ def test_a_zip_with_a_symbolic_link_is_refused(tmp_path):
 
 def test_sources_that_cannot_be_used(tmp_path):
     corrupt = tmp_path / "corrupt.zip"
-    corrupt.write_bytes(write_zip(tmp_path / "whole.zip", members_of()).read_bytes()[:-40])
+    corrupt.write_bytes(
+        write_zip(tmp_path / "whole.zip", members_of()).read_bytes()[:-40]
+    )
     with pytest.raises(InputError, match="not a readable zip"):
         sources.open_source(corrupt)
-    with pytest.raises(InputError, match=r"no catalogue: expected styles\.csv beside a folder images/"):
-        sources.open_source(write_zip(tmp_path / "other.zip", {"styles.csv": "x", "pictures/1.jpg": "x"}))
+    with pytest.raises(
+        InputError, match=r"no catalogue: expected styles\.csv beside a folder images/"
+    ):
+        sources.open_source(
+            write_zip(
+                tmp_path / "other.zip", {"styles.csv": "x", "pictures/1.jpg": "x"}
+            )
+        )
     with pytest.raises(InputError, match="no catalogue"):
         sources.open_source(tmp_path)
-    with pytest.raises(InputError, match=r"does not exist: give a folder or zip.*kaggle-small"):
+    with pytest.raises(
+        InputError, match=r"does not exist: give a folder or zip.*kaggle-small"
+    ):
         sources.open_source(tmp_path / "missing.zip")
 
 
@@ -133,7 +161,14 @@ def test_a_replaced_zip_is_read_again(tmp_path):
     before = sources.open_source(path)
     first = before.fingerprint()
     assert sources.open_source(path).fingerprint() == first
-    write_zip(path, {**members_of(), "images/1.jpg": solid("blue", (30, 40)), "images/2.jpg": solid("green")})
+    write_zip(
+        path,
+        {
+            **members_of(),
+            "images/1.jpg": solid("blue", (30, 40)),
+            "images/2.jpg": solid("green"),
+        },
+    )
     after = sources.open_source(path)
     assert after.read("images/1.jpg") == solid("blue", (30, 40))
     assert sorted(after.members("images", ".jpg")) == [1, 2]
@@ -152,7 +187,10 @@ def test_the_fingerprint_of_a_folder_changes_with_its_files(tmp_path):
 
 def test_check_source(tmp_path, monkeypatch):
     assert artifacts.check_source("synthetic") == ("synthetic", "")
-    assert artifacts.check_source("kaggle-full") == ("kaggle-full", "")  # not downloaded yet
+    assert artifacts.check_source("kaggle-full") == (
+        "kaggle-full",
+        "",
+    )  # not downloaded yet
     write_zip(tmp_path / "c.zip", members_of())
     monkeypatch.chdir(tmp_path)
     path, note = artifacts.check_source("c.zip")
@@ -174,7 +212,9 @@ def test_an_entry_of_absurd_size_is_refused(tmp_path):
             for _ in range(257):
                 entry.write(bytes(2**20))
     assert path.stat().st_size < 2**20
-    with pytest.raises(InputError, match=r"entry of 269,484,032 bytes: 'images/2\.jpg'"):
+    with pytest.raises(
+        InputError, match=r"entry of 269,484,032 bytes: 'images/2\.jpg'"
+    ):
         sources.open_source(path)
 
 
@@ -194,7 +234,9 @@ def test_a_compressed_entry_that_lies_costs_no_more_than_it_claims(tmp_path):
         archive.writestr("styles.csv", f"{HEADER}\n{csv_line(1)}\n")
         archive.writestr("images/1.jpg", bytes(2**28))
     content = path.read_bytes()
-    path.write_bytes(content.replace((2**28).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    path.write_bytes(
+        content.replace((2**28).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    )
     source = sources.open_source(path)
     tracemalloc.start()
     with pytest.raises(ValueError, match=r"liar\.zip"):
@@ -212,14 +254,19 @@ def test_a_file_of_absurd_size_is_not_read(tmp_path):
 
 
 def test_a_folder_that_is_closed_to_us_is_one_line():
-    base = Path(tempfile.mkdtemp(dir="/var/tmp"))  # pytest's own folders are closed to other users
+    base = Path(
+        tempfile.mkdtemp(dir="/var/tmp")
+    )  # pytest's own folders are closed to other users
     try:
         base.chmod(0o755)
         folder = write_catalogue(base / "c", [csv_line(1)], {1: solid("red")})
         (folder / "images").chmod(0)
         with (
             ordinary_user(),
-            pytest.raises(InputError, match=r"cannot be read \(.*Permission denied.*yours to read\.$"),
+            pytest.raises(
+                InputError,
+                match=r"cannot be read \(.*Permission denied.*yours to read\.$",
+            ),
         ):
             sources.open_source(folder)
         (folder / "images").chmod(0o755)
@@ -247,9 +294,15 @@ class Kaggle(http.server.BaseHTTPRequestHandler):
         self.server.requests.append(self.path)
         self.rfile.read(int(self.headers["Content-Length"]))
         allowed = self.headers.get("Authorization") == "Bearer right"
-        body = self.server.archive if allowed else b'{"code": 401, "message": "Unauthenticated"}'
+        body = (
+            self.server.archive
+            if allowed
+            else b'{"code": 401, "message": "Unauthenticated"}'
+        )
         self.send_response(200 if allowed else 401)
-        self.send_header("Content-Type", "application/zip" if allowed else "application/json")
+        self.send_header(
+            "Content-Type", "application/zip" if allowed else "application/json"
+        )
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -297,17 +350,28 @@ def test_a_download_is_read_and_kept(kaggle):
 def test_a_wrong_token_and_no_network_are_one_line_each(kaggle, monkeypatch):
     by_hand = r"by hand and pass the zip: SOURCE=path/to/archive\.zip$"
     monkeypatch.setenv("KAGGLE_API_TOKEN", "wrong")
-    with pytest.raises(InputError, match=rf"kaggle-full could.*answers 401; put a valid token.*{by_hand}") as error:
+    with pytest.raises(
+        InputError,
+        match=rf"kaggle-full could.*answers 401; put a valid token.*{by_hand}",
+    ) as error:
         sources.open_source("kaggle-full")
     assert "\n" not in str(error.value)
-    assert "kaggle.com/datasets/paramaggarwal/fashion-product-images-dataset by hand" in str(error.value)
+    assert (
+        "kaggle.com/datasets/paramaggarwal/fashion-product-images-dataset by hand"
+        in str(error.value)
+    )
     kaggle.shutdown()
     kaggle.server_close()
-    with pytest.raises(InputError, match=rf"kaggle-small could.*cannot be reached; check the network.*{by_hand}"):
+    with pytest.raises(
+        InputError,
+        match=rf"kaggle-small could.*cannot be reached; check the network.*{by_hand}",
+    ):
         sources.open_source("kaggle-small")
 
 
 def test_a_download_that_breaks_off_is_one_line(kaggle):
     kaggle.archive = kaggle.archive[:200]
-    with pytest.raises(InputError, match=r"kaggle-small could not be downloaded: [^\n]+$"):
+    with pytest.raises(
+        InputError, match=r"kaggle-small could not be downloaded: [^\n]+$"
+    ):
         sources.open_source("kaggle-small")

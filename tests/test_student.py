@@ -12,11 +12,16 @@ import pytest
 from test_make import make, tree
 from test_notebooks import NOTEBOOKS, cells_of, each_notebook, tags, text_of
 
-from fashionlib import student
 from fashionlib.runtime import InputError
+from tools import student
 
-OPEN = {"2.5": "a picture of one's own", "6.3": "a claim of one's own"}  # exercises that no answer is checked for
-ADMONITION = re.compile(r"^:::\{admonition\} Exercise (\w+\.\d+).*?^:::$", re.MULTILINE | re.DOTALL)
+OPEN = {
+    "2.5": "a picture of one's own",
+    "6.3": "a claim of one's own",
+}  # exercises that no answer is checked for
+ADMONITION = re.compile(
+    r"^:::\{admonition\} Exercise (\w+\.\d+).*?^:::$", re.MULTILINE | re.DOTALL
+)
 
 
 def solutions_of(path: Path) -> dict[str, str]:
@@ -25,7 +30,9 @@ def solutions_of(path: Path) -> dict[str, str]:
     for cell in json.loads(path.read_text())["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            exercise = ([match[1] for match in ADMONITION.finditer(text)] or [exercise])[-1]
+            exercise = (
+                [match[1] for match in ADMONITION.finditer(text)] or [exercise]
+            )[-1]
         elif "solution" in tags(cell):
             assert exercise not in found, f"exercise {exercise} has two solutions"
             found[exercise] = text
@@ -63,8 +70,14 @@ def written(tmp_path_factory) -> Path:
 
 
 def test_what_is_written(written):
-    assert sorted(path.name for path in written.iterdir()) == ["notebooks", "solutions.json", "test_exercises.py"]
-    assert [path.name for path in sorted((written / "notebooks").iterdir())] == [path.name for path in NOTEBOOKS]
+    assert sorted(path.name for path in written.iterdir()) == [
+        "notebooks",
+        "solutions.json",
+        "test_exercises.py",
+    ]
+    assert [path.name for path in sorted((written / "notebooks").iterdir())] == [
+        path.name for path in NOTEBOOKS
+    ]
 
 
 @each_notebook
@@ -72,8 +85,14 @@ def test_no_solution_is_left_and_every_stub_says_what_to_assign(path, written):
     made = written / "notebooks" / path.name
     nbformat.validate(nbformat.read(made, as_version=4))
     code = ["".join(cell["source"]) for cell in cells_of(made, "code")]
-    assert not any("solution" in tags(cell) or cell["outputs"] for cell in cells_of(made, "code"))
-    chapter = ["".join(cell["source"]) for cell in cells_of(path, "code") if "solution" not in tags(cell)]
+    assert not any(
+        "solution" in tags(cell) or cell["outputs"] for cell in cells_of(made, "code")
+    )
+    chapter = [
+        "".join(cell["source"])
+        for cell in cells_of(path, "code")
+        if "solution" not in tags(cell)
+    ]
     assert [text for text in code if not text.startswith("# your code")] == chapter
     stubs = [text.splitlines() for text in code if text.startswith("# your code")]
     solutions = solutions_of(path)
@@ -83,7 +102,10 @@ def test_no_solution_is_left_and_every_stub_says_what_to_assign(path, written):
             assert lines == ["# your code: an open question, not checked"]
         else:
             comment = solution.splitlines()[-1].partition("  # ")[2]
-            assert lines == ["# your code", f"{answer_name(exercise)} = ...  # {comment}"]
+            assert lines == [
+                "# your code",
+                f"{answer_name(exercise)} = ...  # {comment}",
+            ]
 
 
 @each_notebook
@@ -96,7 +118,9 @@ def test_explanations_are_gone_and_everything_else_is_there(path, written):
     references = section[section.index("## References") :]
     expected = "\n\n".join([above + "## Exercises", *exercises, references])
     assert made.split() == expected.split()
-    explanations = ADMONITION.sub("\0", section.removesuffix(references)).split("\0")[1:]
+    explanations = ADMONITION.sub("\0", section.removesuffix(references)).split("\0")[
+        1:
+    ]
     assert len(explanations) == len(exercises)
     assert all(text.strip() for text in explanations), "each solution is explained"
 
@@ -107,8 +131,12 @@ def test_solutions_are_packed(written):
         for code in solutions_of(path).values():
             lines = [line for line in code.splitlines() if len(line) > 40]
             chapter = path.read_text()
-            alone = [line for line in lines if chapter.count(json.dumps(line)[1:-1]) == 1]
-            assert not any(line in text or json.dumps(line)[1:-1] in text for line in alone)
+            alone = [
+                line for line in lines if chapter.count(json.dumps(line)[1:-1]) == 1
+            ]
+            assert not any(
+                line in text or json.dumps(line)[1:-1] in text for line in alone
+            )
 
 
 def notebook(*cells: tuple[str, str]) -> dict:
@@ -116,9 +144,17 @@ def notebook(*cells: tuple[str, str]) -> dict:
     made = nbformat.v4.new_notebook()
     for kind, text in cells:
         tagged = {"tags": ["solution", "hide-cell"]} if kind == "solution" else {}
-        new = nbformat.v4.new_markdown_cell if kind == "markdown" else nbformat.v4.new_code_cell
+        new = (
+            nbformat.v4.new_markdown_cell
+            if kind == "markdown"
+            else nbformat.v4.new_code_cell
+        )
         made.cells.append(new(text, metadata=tagged))
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     return made
 
 
@@ -128,9 +164,17 @@ def exercise(number: str) -> str:
 
 def write_toy(folder: Path, *solutions: str) -> Path:
     """A chapter with an exercise for each of the solutions, 9.1 and so on; returns the students' version of it."""
-    cells = [("markdown", "# Toy"), ("code", "numbers = [1.0, 2.0, 3.0]"), ("markdown", "## Exercises\n")]
+    cells = [
+        ("markdown", "# Toy"),
+        ("code", "numbers = [1.0, 2.0, 3.0]"),
+        ("markdown", "## Exercises\n"),
+    ]
     for i, solution in enumerate(solutions, start=1):
-        cells += [("markdown", exercise(f"9.{i}")), ("solution", solution), ("markdown", "Because.\n")]
+        cells += [
+            ("markdown", exercise(f"9.{i}")),
+            ("solution", solution),
+            ("markdown", "Because.\n"),
+        ]
     source = folder / "09_toy.ipynb"
     nbformat.write(notebook(*cells), source)
     student.write(folder / "student", [source])
@@ -142,17 +186,41 @@ def fill(path: Path, replace: dict[str, str]) -> None:
     filled = nbformat.read(path, as_version=4)
     for cell in filled.cells:
         for beginning, code in replace.items():
-            cell.source = re.sub(rf"^{re.escape(beginning)}.*", lambda _, code=code: code, cell.source, flags=re.M)
+            cell.source = re.sub(
+                rf"^{re.escape(beginning)}.*",
+                lambda _, code=code: code,
+                cell.source,
+                flags=re.M,
+            )
     nbformat.write(filled, path)
 
 
 def check(folder: Path) -> dict[str, str]:
     """Run the supplied test as a student does, from another folder: {exercise: "passed" or the message}."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "--color=no", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rA",
+        "-p",
+        "no:cacheprovider",
+        "--color=no",
+        str(folder),
+    ]
     environment = os.environ | {"COLUMNS": "500", "FASHION_BUILD": str(folder.parent)}
-    done = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=folder.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     lines = re.findall(
-        r"^(PASSED|FAILED|ERROR) \S*test_exercise\[(\S+)\](?: - (.*))?$", done.stdout, flags=re.MULTILINE
+        r"^(PASSED|FAILED|ERROR) \S*test_exercise\[(\S+)\](?: - (.*))?$",
+        done.stdout,
+        flags=re.MULTILINE,
     )
     assert lines, done.stdout + done.stderr
     return {number: message or state.lower() for state, number, message in lines}
@@ -160,7 +228,9 @@ def check(folder: Path) -> dict[str, str]:
 
 def test_the_supplied_test_judges_each_answer_by_itself(tmp_path):
     total = "total = sum(numbers)\nprint(total, end=' ')\nanswer_9_{} = total  # sum of the numbers"
-    notebook = write_toy(tmp_path, *(total.format(i) for i in range(1, 6)), "print('an open question')")
+    notebook = write_toy(
+        tmp_path, *(total.format(i) for i in range(1, 6)), "print('an open question')"
+    )
     before = tree(notebook.parent.parent)
     fill(
         notebook,
@@ -180,7 +250,9 @@ def test_the_supplied_test_judges_each_answer_by_itself(tmp_path):
         "9.5": "Failed: answer_9_5: not answered yet",
     }
     assert notebook.read_text() == filled
-    assert {name for name in tree(notebook.parent.parent) if "__pycache__" not in name} == before.keys()
+    assert {
+        name for name in tree(notebook.parent.parent) if "__pycache__" not in name
+    } == before.keys()
 
 
 def test_every_kind_of_answer_is_compared(tmp_path):
@@ -194,11 +266,19 @@ def test_every_kind_of_answer_is_compared(tmp_path):
             "{'mean': 2.1, 'none': 0}",
         ),
     }
-    solutions = [f"answer_9_{i} = {right}  # what it is" for i, right in enumerate([*kinds, *kinds], start=1)]
+    solutions = [
+        f"answer_9_{i} = {right}  # what it is"
+        for i, right in enumerate([*kinds, *kinds], start=1)
+    ]
     notebook = write_toy(tmp_path, *solutions)
     good, bad = zip(*kinds.values(), strict=True)
-    answers = {f"answer_9_{i}": f"answer_9_{i} = {code}" for i, code in enumerate([*good, *bad], start=1)}
-    fill(notebook, answers | {"numbers": "import numpy as np\nnumbers = [1.0, 2.0, 3.0]"})
+    answers = {
+        f"answer_9_{i}": f"answer_9_{i} = {code}"
+        for i, code in enumerate([*good, *bad], start=1)
+    }
+    fill(
+        notebook, answers | {"numbers": "import numpy as np\nnumbers = [1.0, 2.0, 3.0]"}
+    )
     outcome = list(check(notebook.parent.parent).values())
     assert outcome[:4] == ["passed"] * 4
     assert all("not right yet" in message for message in outcome[4:])
@@ -207,7 +287,10 @@ def test_every_kind_of_answer_is_compared(tmp_path):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("numbers = missing", "stops before its exercises, NameError: name 'missing' is not defined"),
+        (
+            "numbers = missing",
+            "stops before its exercises, NameError: name 'missing' is not defined",
+        ),
         ("import os; os._exit(1)", "was not run to its end: Kernel died"),
     ],
     ids=["error", "death"],
@@ -215,18 +298,24 @@ def test_every_kind_of_answer_is_compared(tmp_path):
 def test_the_supplied_test_says_where_a_chapter_stops(tmp_path, code, message):
     notebook = write_toy(tmp_path, "answer_9_1 = sum(numbers)  # sum of the numbers")
     fill(notebook, {"numbers": code, "answer_9_1": "answer_9_1 = 6"})
-    assert check(notebook.parent.parent) == {"9.1": f"Failed: answer_9_1: 09_toy {message}"}
+    assert check(notebook.parent.parent) == {
+        "9.1": f"Failed: answer_9_1: 09_toy {message}"
+    }
 
 
 def test_a_check_keeps_what_later_chapters_have_added_to_the_metrics(tmp_path):
     notebook = write_toy(tmp_path, "answer_9_1 = sum(numbers)  # sum of the numbers")
     metrics = tmp_path / "sample" / "artifacts" / "metrics.json"
     metrics.parent.mkdir(parents=True)
-    metrics.write_text(json.dumps({"toy": {"sum": 5, "face": 1, "methods": {"later": 2}}, "summary": {"n": 3}}))
-    code = (
-        "from fashionlib import artifacts; artifacts.update_metrics('sample', 'toy', {'sum': 6, 'methods': {'now': 4}})"
+    metrics.write_text(
+        json.dumps(
+            {"toy": {"sum": 5, "face": 1, "methods": {"later": 2}}, "summary": {"n": 3}}
+        )
     )
-    fill(notebook, {"numbers": f"{code}\nnumbers = [6]", "answer_9_1": "answer_9_1 = 6"})
+    code = "from fashionlib import artifacts; artifacts.update_metrics('sample', 'toy', {'sum': 6, 'methods': {'now': 4}})"
+    fill(
+        notebook, {"numbers": f"{code}\nnumbers = [6]", "answer_9_1": "answer_9_1 = 6"}
+    )
     assert check(notebook.parent.parent) == {"9.1": "passed"}
     toy = {"sum": 6, "face": 1, "methods": {"later": 2, "now": 4}}
     assert json.loads(metrics.read_text()) == {"toy": toy, "summary": {"n": 3}}
@@ -241,18 +330,25 @@ def test_unanswered_exercises_run_nothing(tmp_path):
 
 def test_the_work_of_a_student_is_never_overwritten(tmp_path):
     notebook = write_toy(tmp_path, "answer_9_1 = sum(numbers)  # sum of the numbers")
-    write_toy(tmp_path, "answer_9_1 = 6 * numbers[0]  # sum")  # an unchanged notebook follows the course
+    write_toy(
+        tmp_path, "answer_9_1 = 6 * numbers[0]  # sum"
+    )  # an unchanged notebook follows the course
     assert '# sum"' in notebook.read_text()
-    (tmp_path / "student" / "solutions.json").unlink()  # as after a stop half way: the notebooks are those of now
+    (
+        tmp_path / "student" / "solutions.json"
+    ).unlink()  # as after a stop half way: the notebooks are those of now
     student.write(tmp_path / "student", [tmp_path / "09_toy.ipynb"])
     fill(notebook, {"answer_9_1": "answer_9_1 = 6"})
     before = tree(tmp_path / "student")
     with pytest.raises(
-        InputError, match=r"found changed: 09_toy\.ipynb\. Nothing was written: move .*student to another"
+        InputError,
+        match=r"found changed: 09_toy\.ipynb\. Nothing was written: move .*student to another",
     ):
         write_toy(tmp_path, "answer_9_1 = sum(numbers)  # sum of the numbers")
     assert tree(tmp_path / "student") == before
-    (tmp_path / "student" / "solutions.json").unlink()  # nothing tells any more what was written
+    (
+        tmp_path / "student" / "solutions.json"
+    ).unlink()  # nothing tells any more what was written
     with pytest.raises(InputError, match=r"found changed: 09_toy\.ipynb"):
         write_toy(tmp_path, "answer_9_1 = sum(numbers)  # sum of the numbers")
 
@@ -266,6 +362,8 @@ def test_make_refuses_in_one_line(written):
     finally:
         changed.write_text(original)
     assert result.returncode != 0
-    (line,) = (line for line in result.stderr.splitlines() if not line.startswith("make"))
+    (line,) = (
+        line for line in result.stderr.splitlines() if not line.startswith("make")
+    )
     assert line.startswith("error: ")
     assert changed.name in line

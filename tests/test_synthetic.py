@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashionlib import synthetic
+from fashionlib.data import synthetic
 from fashionlib.runtime import InputError
 
 PRODUCTS = 120
@@ -16,7 +16,9 @@ PRODUCTS = 120
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return synthetic.draw(tmp_path_factory.mktemp("synthetic") / "catalogue", products=PRODUCTS, seed=3)
+    return synthetic.draw(
+        tmp_path_factory.mktemp("synthetic") / "catalogue", products=PRODUCTS, seed=3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,11 @@ def rows(folder):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def readable(path):
@@ -56,7 +62,9 @@ def pairs(head_share, category=1, count=80):
     """Records that differ in nothing but the gender that was asked for."""
     for number in range(count):
         yield [
-            synthetic.describe(5, number, head_share=head_share, gender=gender, category=category)
+            synthetic.describe(
+                5, number, head_share=head_share, gender=gender, category=category
+            )
             for gender in ("Men", "Women")
         ]
 
@@ -64,7 +72,9 @@ def pairs(head_share, category=1, count=80):
 def test_same_seed_gives_same_bytes_and_dates(folder, tmp_path):
     again = synthetic.draw(tmp_path / "again", products=PRODUCTS, seed=3)
     assert contents(again) == contents(folder)
-    assert {path.stat().st_mtime for path in again.rglob("*")} == {float(synthetic.DATE)}
+    assert {path.stat().st_mtime for path in again.rglob("*")} == {
+        float(synthetic.DATE)
+    }
 
 
 def test_another_seed_gives_other_products():
@@ -75,12 +85,20 @@ def test_another_seed_gives_other_products():
 
 def test_a_picture_depends_on_its_own_record_only(folder, rows):
     """Redrawn alone, a picture equals the one that was drawn among all others."""
-    number = next(n for n, fields in rows.items() if fields[1] == "Men" and _is_plain_rgb(folder / f"images/{n}.jpg"))
+    number = next(
+        n
+        for n, fields in rows.items()
+        if fields[1] == "Men" and _is_plain_rgb(folder / f"images/{n}.jpg")
+    )
     record = synthetic.describe(3, number, head_share=0.4)
     picture, mask = synthetic.paint(record, 3)
-    assert (np.asarray(mask) == np.asarray(Image.open(folder / f"masks/{number}.png"))).all()
+    assert (
+        np.asarray(mask) == np.asarray(Image.open(folder / f"masks/{number}.png"))
+    ).all()
     stored = np.asarray(Image.open(folder / f"images/{number}.jpg"), np.float32)
-    assert abs(np.asarray(picture, np.float32) - stored).mean() < 6  # JPEG's loss, in grey levels
+    assert (
+        abs(np.asarray(picture, np.float32) - stored).mean() < 6
+    )  # JPEG's loss, in grey levels
 
 
 def _is_plain_rgb(path):
@@ -91,12 +109,19 @@ def test_counts_of_rows_and_files(folder, truth, rows):
     lines = (folder / "styles.csv").read_text().splitlines()[1:]
     images = {int(path.stem): path for path in (folder / "images").iterdir()}
     assert len(rows) == len(lines) == truth["rows"]  # no id twice
-    assert sorted(line.count(",") - 9 for line in lines if line.count(",") > 9) == [1, 2]
+    assert sorted(line.count(",") - 9 for line in lines if line.count(",") > 9) == [
+        1,
+        2,
+    ]
     assert truth["malformed_rows"] == 2
     assert len(images) == truth["images"]
     assert len(rows.keys() - images) == truth["rows_without_image"] == 1
     assert len(images.keys() - rows) == truth["images_without_row"] == 1
-    assert sum(not readable(path) for path in images.values()) == truth["unreadable_images"] == 1
+    assert (
+        sum(not readable(path) for path in images.values())
+        == truth["unreadable_images"]
+        == 1
+    )
 
 
 def test_products_and_classes(folder, truth, rows):
@@ -107,7 +132,13 @@ def test_products_and_classes(folder, truth, rows):
     ]
     assert len(kept) == truth["products"] == PRODUCTS
     assert [Counter(kept)[number] for number in range(6)] == truth["class_counts"]
-    assert {fields[1] for fields in rows.values()} == {"Men", "Women", "Unisex", "Boys", "Girls"}
+    assert {fields[1] for fields in rows.values()} == {
+        "Men",
+        "Women",
+        "Unisex",
+        "Boys",
+        "Girls",
+    }
 
 
 def test_duplicates_are_the_stated_ones_and_no_others(folder, truth, rows):
@@ -120,7 +151,9 @@ def test_duplicates_are_the_stated_ones_and_no_others(folder, truth, rows):
     groups = [group for group in groups.values() if len(group) > 1]
     assert len(groups) == truth["duplicate_groups"] == 3
     assert sorted(len(group) for group in groups) == [2, 2, 3]
-    conflicts = [group for group in groups if len({label(rows[number]) for number in group}) > 1]
+    conflicts = [
+        group for group in groups if len({label(rows[number]) for number in group}) > 1
+    ]
     assert len(conflicts) == truth["duplicate_label_conflicts"] == 1
 
 
@@ -138,7 +171,11 @@ def test_masks_fit_their_pictures(folder, rows):
         assert mask.mode == "L"
         assert mask.size == Image.open(path).size
         found = set(np.unique(np.asarray(mask)).tolist())
-        apparel = rows[int(path.stem)][2] == "Apparel" if int(path.stem) in rows else 3 in found
+        apparel = (
+            rows[int(path.stem)][2] == "Apparel"
+            if int(path.stem) in rows
+            else 3 in found
+        )
         assert found <= ({0, 1, 2, 3} if apparel else {0, 4})
         assert found & {3, 4}  # a product is to be seen
 
@@ -178,9 +215,12 @@ def test_head_share_zero_shows_the_gender_in_the_garment_only():
         garments.append((man["garment"], woman["garment"]))
     men, women = zip(*garments, strict=True)
     for name in ("article", "colour"):
-        assert {garment[name] for garment in men} != {garment[name] for garment in women}
+        assert {garment[name] for garment in men} != {
+            garment[name] for garment in women
+        }
     assert (
-        np.mean([garment["shoulder"] for garment in men]) > np.mean([garment["shoulder"] for garment in women]) + 0.02
+        np.mean([garment["shoulder"] for garment in men])
+        > np.mean([garment["shoulder"] for garment in women]) + 0.02
     )
 
 
@@ -192,9 +232,13 @@ def test_head_share_is_the_share_of_such_products():
 def test_a_unisex_garment_is_drawn_pixel_by_pixel_alike():
     """Below the hair the pictures of both genders are the same but for the head."""
     for man, woman in pairs(head_share=1.0, count=4):
-        (first, first_mask), (second, second_mask) = (synthetic.paint(record, 5) for record in (man, woman))
+        (first, first_mask), (second, second_mask) = (
+            synthetic.paint(record, 5) for record in (man, woman)
+        )
         same = (np.asarray(first_mask) == 3) & (np.asarray(second_mask) == 3)
-        away = np.indices(same.shape)[0] > 0.8 * same.shape[0]  # far from the heads' soft shadows
+        away = (
+            np.indices(same.shape)[0] > 0.8 * same.shape[0]
+        )  # far from the heads' soft shadows
         assert (same & away).any()
         assert (np.asarray(first)[same & away] == np.asarray(second)[same & away]).all()
 
@@ -204,10 +248,16 @@ def test_every_item_and_garment_can_be_drawn():
     for article in synthetic.ITEMS:
         for style in ("Men", "Women"):
             record = synthetic.describe(0, 9, head_share=0, gender=style, category=0)
-            record["item"] |= {"article": article, "style": style, "pattern": synthetic.ITEMS[article].patterns[-1]}
+            record["item"] |= {
+                "article": article,
+                "style": style,
+                "pattern": synthetic.ITEMS[article].patterns[-1],
+            }
             for variant in range(4):
                 record["item"]["variant"] = variant
-                share = (np.asarray(synthetic.paint(record, 0)[1]) == synthetic.ITEM).mean()
+                share = (
+                    np.asarray(synthetic.paint(record, 0)[1]) == synthetic.ITEM
+                ).mean()
                 assert 0.01 < share < 0.7, (article, style, variant)
     for article, kind in synthetic.APPAREL.items():
         record = synthetic.describe(0, 9, head_share=0, gender="Women", category=1)
@@ -217,7 +267,9 @@ def test_every_item_and_garment_can_be_drawn():
             "hem": kind.hem,
             "pattern": kind.patterns[-1],
         }
-        assert (np.asarray(synthetic.paint(record, 0)[1]) == synthetic.GARMENT).mean() > 0.05, article
+        assert (
+            np.asarray(synthetic.paint(record, 0)[1]) == synthetic.GARMENT
+        ).mean() > 0.05, article
 
 
 def test_a_finished_folder_is_left_alone(folder):
@@ -255,7 +307,9 @@ def _save_nothing(folder, record, entry, seed):
         (folder / name).write_bytes(b"")
 
 
-@pytest.mark.parametrize("wrong", [{"products": 59}, {"products": 60_000}, {"head_share": 1.1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"products": 59}, {"products": 60_000}, {"head_share": 1.1}, {"seed": -1}]
+)
 def test_settings_that_cannot_be_drawn_are_refused(tmp_path, wrong):
     with pytest.raises(InputError, match="needs 60 <= products"):
         synthetic.draw(tmp_path / "catalogue", **wrong)

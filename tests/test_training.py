@@ -24,8 +24,12 @@ def pictures(count: int = 40) -> images.ImageSet:
     """16x16 pictures whose class is their brightness: six levels, with a little noise."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 6, count)
-    pixels = labels[:, None, None, None] * 45 + generator.integers(0, 10, (count, 16, 16, 3))
-    return images.ImageSet(pixels.astype(np.uint8), np.arange(count), labels.astype(np.int64))
+    pixels = labels[:, None, None, None] * 45 + generator.integers(
+        0, 10, (count, 16, 16, 3)
+    )
+    return images.ImageSet(
+        pixels.astype(np.uint8), np.arange(count), labels.astype(np.int64)
+    )
 
 
 @pytest.fixture
@@ -36,13 +40,21 @@ def data() -> images.ImageSet:
 def tiny(dropout: float = 0.1, seed: int = 0) -> nn.Module:
     """A network with BatchNorm, small enough for a test."""
     torch.manual_seed(seed)
-    body = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout), nn.Flatten()]
+    body = [
+        nn.Conv2d(3, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Flatten(),
+    ]
     return nn.Sequential(*body, nn.Linear(392, 6))
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
     other = second.state_dict()
-    return all(torch.equal(value, other[name]) for name, value in first.state_dict().items())
+    return all(
+        torch.equal(value, other[name]) for name, value in first.state_dict().items()
+    )
 
 
 RECIPE = training.Recipe(epochs=3, batch_size=16, learning_rate=1e-2, flip=True, crop=1)
@@ -60,13 +72,17 @@ def test_fit_learns_an_easy_task_and_records_every_epoch(data):
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     logits, labels = training.predict(model, data, device="cpu")
     assert evaluation.evaluate(logits, labels)["accuracy"] > 0.8
-    assert history[-1]["validation_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert history[-1]["validation_accuracy"] == pytest.approx(
+        (logits.argmax(1) == labels).float().mean().item()
+    )
 
 
 @pytest.mark.parametrize("epochs", range(1, 7))
 def test_one_cycle_is_as_short_as_one_step(data, epochs):
     """PyTorch's own schedule divides by zero where four steps are asked for."""
-    history = training.fit(tiny(), data, recipe=replace(RECIPE, epochs=epochs, batch_size=64), device="cpu")
+    history = training.fit(
+        tiny(), data, recipe=replace(RECIPE, epochs=epochs, batch_size=64), device="cpu"
+    )
     assert len(history) == epochs
 
 
@@ -77,10 +93,14 @@ def test_one_step_of_the_studys_recipe_is_adams(tmp_path, data):
     pixels, labels = next(images.batches(data, batch_size=40, epoch=0))
     nn.functional.cross_entropy(model(pixels), labels, label_smoothing=0.1).backward()
     expected = start - 0.01 * model[1].weight.grad.sign()
-    recipe = replace(PLAIN, batch_size=40, learning_rate=0.01, optimizer="adam", label_smoothing=0.1)
+    recipe = replace(
+        PLAIN, batch_size=40, learning_rate=0.01, optimizer="adam", label_smoothing=0.1
+    )
     gradient = model[1].weight.grad.clone()
     path = tmp_path / "run.safetensors"
-    training.fit(model, data, recipe=recipe, device="cpu", precision="float32", checkpoint=path)
+    training.fit(
+        model, data, recipe=recipe, device="cpu", precision="float32", checkpoint=path
+    )
     torch.testing.assert_close(model[1].weight.detach(), expected, atol=1e-5, rtol=0)
     state, _ = artifacts.read_checkpoint(path)
     torch.testing.assert_close(state["optimizer"]["state"][0]["exp_avg"], gradient / 10)
@@ -99,10 +119,19 @@ def test_training_accuracy_is_over_samples_not_over_batches(data):
 
 
 def test_the_first_epochs_may_see_half_the_size(data):
-    sizes, model = [], nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 6))
-    model.register_forward_pre_hook(lambda _, arguments: sizes.append(tuple(arguments[0].shape[2:])))
-    training.fit(model, data, data, recipe=replace(RECIPE, half_size_epochs=2), device="cpu")
-    assert sizes == [(8, 8)] * 8 + [(16, 16)] * 4  # three batches an epoch, and one of validation
+    sizes, model = (
+        [],
+        nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 6)),
+    )
+    model.register_forward_pre_hook(
+        lambda _, arguments: sizes.append(tuple(arguments[0].shape[2:]))
+    )
+    training.fit(
+        model, data, data, recipe=replace(RECIPE, half_size_epochs=2), device="cpu"
+    )
+    assert (
+        sizes == [(8, 8)] * 8 + [(16, 16)] * 4
+    )  # three batches an epoch, and one of validation
 
 
 def test_the_average_is_that_of_the_weights_after_every_step(data):
@@ -111,7 +140,9 @@ def test_the_average_is_that_of_the_weights_after_every_step(data):
     last, seen = nn.Sequential(nn.Flatten(), nn.Linear(768, 6)), []
     averaged = nn.Sequential(nn.Flatten(), nn.Linear(768, 6))
     averaged.load_state_dict(last.state_dict())
-    last.register_forward_pre_hook(lambda module, _: seen.append(module[1].weight.detach().clone()))
+    last.register_forward_pre_hook(
+        lambda module, _: seen.append(module[1].weight.detach().clone())
+    )
     options = {"device": "cpu", "precision": "float32"}
     training.fit(last, data, recipe=replace(recipe, average=0.0), **options)
     training.fit(averaged, data, recipe=recipe, **options)
@@ -124,17 +155,30 @@ def test_the_average_is_that_of_the_weights_after_every_step(data):
 def test_averaged_weights_get_statistics_of_their_own(data):
     model = tiny(dropout=0)
     recipe = replace(RECIPE, average=0.3, flip=False, crop=0)
-    history = training.fit(model, data, data, recipe=recipe, device="cpu", precision="float32")
-    outputs = torch.cat([model[0](pixels) for pixels, _ in images.batches(data, batch_size=16, epoch=3)])
-    torch.testing.assert_close(model[1].running_mean, outputs.mean((0, 2, 3)), atol=0.02, rtol=0.02)
+    history = training.fit(
+        model, data, data, recipe=recipe, device="cpu", precision="float32"
+    )
+    outputs = torch.cat(
+        [model[0](pixels) for pixels, _ in images.batches(data, batch_size=16, epoch=3)]
+    )
+    torch.testing.assert_close(
+        model[1].running_mean, outputs.mean((0, 2, 3)), atol=0.02, rtol=0.02
+    )
     logits, labels = training.predict(model, data, device="cpu", precision="float32")
-    assert history[-1]["validation_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert history[-1]["validation_accuracy"] == pytest.approx(
+        (logits.argmax(1) == labels).float().mean().item()
+    )
 
 
 def test_frozen_batch_norm_keeps_its_statistics(data):
     model = tiny()
     before = model[1].running_mean.clone()
-    training.fit(model, data, recipe=replace(RECIPE, frozen_batch_norm=True, average=0.2), device="cpu")
+    training.fit(
+        model,
+        data,
+        recipe=replace(RECIPE, frozen_batch_norm=True, average=0.2),
+        device="cpu",
+    )
     assert torch.equal(model[1].running_mean, before)
 
 
@@ -161,7 +205,9 @@ def test_what_cannot_end_well_does_not_begin(data):
         training.fit(tiny(), empty, recipe=RECIPE, device="cpu")
     with pytest.raises(InputError, match="no picture to predict"):
         training.predict(tiny(), empty, device="cpu")
-    convolutional = nn.Sequential(nn.Conv2d(3, 6, 16), nn.Flatten())  # as SqueezeNet ends
+    convolutional = nn.Sequential(
+        nn.Conv2d(3, 6, 16), nn.Flatten()
+    )  # as SqueezeNet ends
     with pytest.raises(InputError, match="no linear layer at its end"):
         training.fit(convolutional, data, data, recipe=RECIPE, device="cpu")
 
@@ -171,7 +217,14 @@ def test_a_loss_that_is_not_finite_is_not_written(tmp_path, data):
     path = tmp_path / "run.safetensors"
     recipe = replace(RECIPE, learning_rate=1e20, schedule="constant")
     with pytest.raises(InputError, match="the loss is"):
-        training.fit(tiny(), data, recipe=recipe, device="cpu", checkpoint=path, checkpoint_steps=1)
+        training.fit(
+            tiny(),
+            data,
+            recipe=recipe,
+            device="cpu",
+            checkpoint=path,
+            checkpoint_steps=1,
+        )
     state, _ = artifacts.read_checkpoint(path)
     assert state["step"] == 1
     assert torch.isfinite(state["totals"]).all()
@@ -190,7 +243,10 @@ def test_a_batch_that_is_too_large_says_which_fits(data):
                 raise torch.OutOfMemoryError
             return self.head(pixels.flatten(1))
 
-    with pytest.raises(InputError, match=r"batch_size = 16 does not fit into the memory of cpu; 4 does\."):
+    with pytest.raises(
+        InputError,
+        match=r"batch_size = 16 does not fit into the memory of cpu; 4 does\.",
+    ):
         training.fit(Small(), data, recipe=RECIPE, device="cpu", precision="float32")
 
 
@@ -202,7 +258,16 @@ def test_a_gpu_trains_like_the_cpu(data, monkeypatch, resident):
     histories = []
     for device in ("cpu", "cuda"):
         recipe = replace(RECIPE, average=0.2)
-        histories.append(training.fit(tiny(dropout=0), data, data, recipe=recipe, device=device, precision="float32"))
+        histories.append(
+            training.fit(
+                tiny(dropout=0),
+                data,
+                data,
+                recipe=recipe,
+                device=device,
+                precision="float32",
+            )
+        )
     for on_cpu, on_gpu in zip(*histories, strict=True):
         assert on_gpu["train_loss"] == pytest.approx(on_cpu["train_loss"], rel=1e-3)
 
@@ -217,9 +282,16 @@ def test_a_network_that_was_used_for_prediction_can_be_trained_on_a_gpu(data):
 @pytest.mark.gpu
 def test_a_gpu_that_is_too_small_says_which_batch_fits(data):
     large = nn.Sequential(
-        nn.Upsample(4096), nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 6)
+        nn.Upsample(4096),
+        nn.Conv2d(3, 64, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 6),
     )
-    with pytest.raises(InputError, match=r"batch_size = 40 does not fit into the memory of cuda.*; \d+ does\."):
+    with pytest.raises(
+        InputError,
+        match=r"batch_size = 40 does not fit into the memory of cuda.*; \d+ does\.",
+    ):
         training.fit(large, data, recipe=replace(RECIPE, batch_size=40), device="cuda")
 
 
@@ -230,12 +302,18 @@ class Stop(Exception):
     """The reader presses stop."""
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4, 7])  # saves: after each step, and after each epoch of three
-def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path, data, monkeypatch, after):
+@pytest.mark.parametrize(
+    "after", [1, 2, 3, 4, 7]
+)  # saves: after each step, and after each epoch of three
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(
+    tmp_path, data, monkeypatch, after
+):
     recipe = replace(RECIPE, average=0.3)
     whole, saves, save = tiny(), [], artifacts.save_checkpoint
     options = {"recipe": recipe, "device": "cpu", "checkpoint_steps": 1}
-    expected = training.fit(whole, data, data, checkpoint=tmp_path / "whole.safetensors", **options)
+    expected = training.fit(
+        whole, data, data, checkpoint=tmp_path / "whole.safetensors", **options
+    )
 
     def save_and_stop(*arguments, **settings):
         save(*arguments, **settings)
@@ -245,18 +323,32 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path, data, monke
 
     monkeypatch.setattr(artifacts, "save_checkpoint", save_and_stop)
     with pytest.raises(Stop):
-        training.fit(tiny(), data, data, checkpoint=tmp_path / "stopped.safetensors", **options)
+        training.fit(
+            tiny(), data, data, checkpoint=tmp_path / "stopped.safetensors", **options
+        )
     monkeypatch.undo()
-    resumed = tiny(seed=1)  # other first weights: without the checkpoint it would end elsewhere
-    history = training.fit(resumed, data, data, checkpoint=tmp_path / "stopped.safetensors", **options)
+    resumed = tiny(
+        seed=1
+    )  # other first weights: without the checkpoint it would end elsewhere
+    history = training.fit(
+        resumed, data, data, checkpoint=tmp_path / "stopped.safetensors", **options
+    )
     for key in ("train_loss", "train_accuracy", "validation_loss", "learning_rate"):
-        assert [record[key] for record in history] == [record[key] for record in expected]
+        assert [record[key] for record in history] == [
+            record[key] for record in expected
+        ]
     assert same(whole, resumed)
 
 
-def test_a_finished_run_returns_at_once_and_other_settings_start_afresh(tmp_path, data, capsys):
+def test_a_finished_run_returns_at_once_and_other_settings_start_afresh(
+    tmp_path, data, capsys
+):
     path = tmp_path / "run.safetensors"
-    options = {"recipe": replace(RECIPE, average=0.2), "device": "cpu", "checkpoint": path}
+    options = {
+        "recipe": replace(RECIPE, average=0.2),
+        "device": "cpu",
+        "checkpoint": path,
+    }
     model, again = tiny(), tiny(seed=1)
     first = training.fit(model, data, settings={"data": "a"}, **options)
     written = path.stat().st_mtime_ns
@@ -264,15 +356,26 @@ def test_a_finished_run_returns_at_once_and_other_settings_start_afresh(tmp_path
     assert same(model, again)
     assert path.stat().st_mtime_ns == written
     training.fit(tiny(), data, settings={"data": "b"}, **options)
-    assert "data changed; starting afresh, the old file is kept as run.previous.safetensors" in capsys.readouterr().out
+    assert (
+        "data changed; starting afresh, the old file is kept as run.previous.safetensors"
+        in capsys.readouterr().out
+    )
     assert (tmp_path / "run.previous.safetensors").exists()
 
 
 @pytest.mark.parametrize("content", [b"neither", b""])
 def test_a_damaged_checkpoint_is_refused(tmp_path, data, content):
     (tmp_path / "run.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="is damaged or not one of this course's files"):
-        training.fit(tiny(), data, recipe=RECIPE, device="cpu", checkpoint=tmp_path / "run.safetensors")
+    with pytest.raises(
+        InputError, match="is damaged or not one of this course's files"
+    ):
+        training.fit(
+            tiny(),
+            data,
+            recipe=RECIPE,
+            device="cpu",
+            checkpoint=tmp_path / "run.safetensors",
+        )
 
 
 JOB = Path(__file__).parent / "training_job.py"
@@ -303,11 +406,17 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(tmp_path):
         time.sleep(wait.random() / 2)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not (killed / "history.json").exists()  # it was killed before its end, or the test shows nothing
+    assert not (
+        killed / "history.json"
+    ).exists()  # it was killed before its end, or the test shows nothing
     subprocess.run(job(killed), check=True)
-    first, second = (load_file(folder / "weights.safetensors") for folder in (whole, killed))
+    first, second = (
+        load_file(folder / "weights.safetensors") for folder in (whole, killed)
+    )
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    histories = [json.loads((folder / "history.json").read_text()) for folder in (whole, killed)]
+    histories = [
+        json.loads((folder / "history.json").read_text()) for folder in (whole, killed)
+    ]
     for record in (record for history in histories for record in history):
         del record["seconds"]
     assert histories[0] == histories[1]
@@ -324,23 +433,48 @@ def test_two_processes_train_like_one(tmp_path, network):
     """
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     pair.mkdir()
-    artifacts.save_checkpoint(pair / "checkpoint.safetensors", {"step": 1}, settings={"version": 0})
+    artifacts.save_checkpoint(
+        pair / "checkpoint.safetensors", {"step": 1}, settings={"version": 0}
+    )
     subprocess.run(job(alone, network), check=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    subprocess.run([*launch, *job(pair, network)[1:]], check=True, env=environment, cwd=runtime.project_root())
-    histories = [json.loads((folder / "history.json").read_text()) for folder in (alone, pair)]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+    ]
+    subprocess.run(
+        [*launch, *job(pair, network)[1:]],
+        check=True,
+        env=environment,
+        cwd=runtime.project_root(),
+    )
+    histories = [
+        json.loads((folder / "history.json").read_text()) for folder in (alone, pair)
+    ]
     for one, two in zip(*histories, strict=True):
         assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
         assert two["train_accuracy"] == one["train_accuracy"]
         assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
-    first, second = (load_file(folder / "weights.safetensors") for folder in (alone, pair))
+    first, second = (
+        load_file(folder / "weights.safetensors") for folder in (alone, pair)
+    )
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
     assert (pair / "checkpoint.previous.safetensors").exists()
-    states = [artifacts.read_checkpoint(folder / "checkpoint.safetensors")[0] for folder in (alone, pair)]
-    for one, two in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
-        torch.testing.assert_close(two["exp_avg"], one["exp_avg"], rtol=1e-2, atol=1e-5)  # Adam hides a wrong scale
+    states = [
+        artifacts.read_checkpoint(folder / "checkpoint.safetensors")[0]
+        for folder in (alone, pair)
+    ]
+    for one, two in zip(
+        *(state["optimizer"]["state"].values() for state in states), strict=True
+    ):
+        torch.testing.assert_close(
+            two["exp_avg"], one["exp_avg"], rtol=1e-2, atol=1e-5
+        )  # Adam hides a wrong scale
 
 
 # --- predict ---
@@ -349,9 +483,13 @@ def test_two_processes_train_like_one(tmp_path, network):
 def test_predict_keeps_order_mode_and_statistics(data):
     model = tiny().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    logits, labels = training.predict(model, data, batch_size=7, device="cpu", precision="float32")
+    logits, labels = training.predict(
+        model, data, batch_size=7, device="cpu", precision="float32"
+    )
     assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+    )
     assert torch.equal(labels, torch.from_numpy(data.labels))
     alone = images.ImageSet(data.images, data.rows[13:14], data.labels[13:14])
     expected, _ = training.predict(model, alone, device="cpu", precision="float32")
@@ -363,5 +501,7 @@ def test_test_time_flip_is_the_mean_of_both_sides(data):
     pixels, _ = next(images.batches(data, batch_size=40))
     with torch.no_grad():
         expected = (model(pixels) + model(pixels.flip(3))) / 2
-    logits, _ = training.predict(model, data, device="cpu", precision="float32", flip=True)
+    logits, _ = training.predict(
+        model, data, device="cpu", precision="float32", flip=True
+    )
     torch.testing.assert_close(logits, expected)

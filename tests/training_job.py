@@ -20,7 +20,9 @@ def main() -> None:
     folder, network = Path(sys.argv[1]), (sys.argv[2:] or ["batch_norm"])[0]
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    seed = int((folder / "checkpoint.safetensors").exists() and network == "batch_norm")  # a resumed run: other weights
+    seed = int(
+        (folder / "checkpoint.safetensors").exists() and network == "batch_norm"
+    )  # a resumed run: other weights
     model = tiny(dropout=0.1 if network == "batch_norm" else 0, seed=seed)
     recipe = replace(RECIPE, epochs=60, average=0.1)
     if network == "plain":

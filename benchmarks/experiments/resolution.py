@@ -40,21 +40,33 @@ from fashionlib import (
 )
 
 SEEDS, SIDES = (0, 1), (32, 48, 64, 96, 128, 160, 224)
-STEMS = [(side, "small") for side in SIDES if side <= 64] + [(side, "imagenet") for side in SIDES]
-RECIPE = replace(classifier.Recipe.of(artifacts.parameters_of("02_resnet152", "small-224")), epochs=8)
+STEMS = [(side, "small") for side in SIDES if side <= 64] + [
+    (side, "imagenet") for side in SIDES
+]
+RECIPE = replace(
+    models.Recipe.of(artifacts.parameters_of("02_resnet152", "small-224")), epochs=8
+)
 ROUND_TRIP = (1, 2)  # the classes that the DCGAN is trained on
 SHAPES = {"squash": (64, 64), "pad": (64, 64), "crop": (64, 64), "as it is": (80, 60)}
 SHAPE_PICTURES = 3_000
 SHAPE_RECIPE = replace(
-    classifier.Recipe.of(artifacts.parameters_of("02_resnet152", "small")), epochs=4, half_size_epochs=1
+    models.Recipe.of(artifacts.parameters_of("02_resnet152", "small")),
+    epochs=4,
+    half_size_epochs=1,
 )
 
 
-def part(prepared: images.Prepared, name: str, size: images.Size, seed: int) -> images.ImageSet:
+def part(
+    prepared: images.Prepared, name: str, size: images.Size, seed: int
+) -> images.ImageSet:
     """The pictures of one part under the split of this seed."""
     index = prepared.index
-    rows = np.flatnonzero(catalogue.split(index["label"], index["group"], seed=seed) == name)
-    return images.ImageSet(prepared.array(size), rows, index["label"].to_numpy("int64")[rows])
+    rows = np.flatnonzero(
+        catalogue.split(index["label"], index["group"], seed=seed) == name
+    )
+    return images.ImageSet(
+        prepared.array(size), rows, index["label"].to_numpy("int64")[rows]
+    )
 
 
 def first(data: images.ImageSet, count: int | None) -> images.ImageSet:
@@ -66,7 +78,7 @@ def first(data: images.ImageSet, count: int | None) -> images.ImageSet:
 def train(
     prepared: images.Prepared,
     size: images.Size,
-    recipe: classifier.Recipe,
+    recipe: models.Recipe,
     checkpoint: Path,
     *,
     stem: str = "small",
@@ -75,15 +87,19 @@ def train(
     """One network from scratch, on all training pictures of the recipe's seed or on some of them."""
     data = first(part(prepared, "train", size, recipe.seed), pictures)
     runtime.seed_everything(recipe.seed)
-    model = classifier.build("resnet10", stem=stem)
-    settings = {"data": prepared.checksum(size), "pictures": len(data.rows), "stem": stem}
-    classifier.fit(model, data, recipe=recipe, checkpoint=checkpoint, settings=settings)
+    model = models.build("resnet10", stem=stem)
+    settings = {
+        "data": prepared.checksum(size),
+        "pictures": len(data.rows),
+        "stem": stem,
+    }
+    models.fit(model, data, recipe=recipe, checkpoint=checkpoint, settings=settings)
     return model
 
 
 def hits(model: nn.Module, data: images.ImageSet) -> dict[str, np.ndarray]:
     """For each picture whether its class, gender and category are found."""
-    logits, labels = classifier.predict(model, data, flip=True)
+    logits, labels = models.predict(model, data, flip=True)
     predicted, labels = logits.argmax(1).numpy(), labels.numpy()
     pairs = {"class": (predicted, labels), "gender": (predicted % 2, labels % 2)}
     pairs["category"] = (predicted // 2, labels // 2)
@@ -93,28 +109,48 @@ def hits(model: nn.Module, data: images.ImageSet) -> dict[str, np.ndarray]:
 def summary(runs: list[dict[str, np.ndarray]], labels: np.ndarray) -> dict:
     """Accuracies over the test pictures of all seeds, with the interval of so many pictures, and of each seed."""
     together = {kind: np.concatenate([run[kind] for run in runs]) for kind in runs[0]}
-    found = {f"{kind}_accuracy": float(values.mean()) for kind, values in together.items()}
-    found["ci95"] = evaluation.accuracy_interval(int(together["class"].sum()), len(labels))
+    found = {
+        f"{kind}_accuracy": float(values.mean()) for kind, values in together.items()
+    }
+    found["ci95"] = evaluation.accuracy_interval(
+        int(together["class"].sum()), len(labels)
+    )
     recall = [float(together["class"][labels == label].mean()) for label in range(6)]
-    return found | {"recall": recall, "each": [float(run["class"].mean()) for run in runs], "pictures": len(labels)}
+    return found | {
+        "recall": recall,
+        "each": [float(run["class"].mean()) for run in runs],
+        "pictures": len(labels),
+    }
 
 
-def apart(mine: list[dict[str, np.ndarray]], others: list[dict[str, np.ndarray]], labels: np.ndarray) -> dict:
+def apart(
+    mine: list[dict[str, np.ndarray]],
+    others: list[dict[str, np.ndarray]],
+    labels: np.ndarray,
+) -> dict:
     """Accuracy of mine minus that of the others on the same pictures, (difference, interval) over all and per class."""
-    a, b = ({kind: np.concatenate([run[kind] for run in runs]) for kind in runs[0]} for runs in (mine, others))
+    a, b = (
+        {kind: np.concatenate([run[kind] for run in runs]) for kind in runs[0]}
+        for runs in (mine, others)
+    )
 
     def gap(kind: str, rows: np.ndarray | slice = slice(None)) -> list:
         pair = torch.from_numpy(a[kind][rows]), torch.from_numpy(b[kind][rows])
-        return [float(a[kind][rows].mean() - b[kind][rows].mean()), evaluation.paired_interval(*pair)]
+        return [
+            float(a[kind][rows].mean() - b[kind][rows].mean()),
+            evaluation.paired_interval(*pair),
+        ]
 
-    return {kind: gap(kind) for kind in a} | {"classes": [gap("class", labels == label) for label in range(6)]}
+    return {kind: gap(kind) for kind in a} | {
+        "classes": [gap("class", labels == label) for label in range(6)]
+    }
 
 
 def speed(data: images.ImageSet, stem: str) -> float:
     """Images/s of a training, the median of three short epochs."""
     few = first(data, 512)
-    model = classifier.build("resnet10", stem=stem)
-    history = classifier.fit(model, few, recipe=replace(RECIPE, epochs=3))
+    model = models.build("resnet10", stem=stem)
+    history = models.fit(model, few, recipe=replace(RECIPE, epochs=3))
     return len(few.rows) / float(np.median([epoch["seconds"] for epoch in history]))
 
 
@@ -127,10 +163,12 @@ def round_trip(model: nn.Module, prepared: images.Prepared, label: int) -> dict:
     back = decoding.resize(decoding.resize(half, (64, 64)), (224, 224))
 
     def embed(pixels: np.ndarray) -> torch.Tensor:
-        return judging.embed(model, pixels, size=224)[0]
+        return gan_metrics.embed(model, pixels, size=224)[0]
 
-    found = judging.scores(embed, reference, {"floor": half, "there and back": back})
-    found |= judging.scores(embed, half, {"before and after": back})
+    found = gan_metrics.scores(
+        embed, reference, {"floor": half, "there and back": back}
+    )
+    found |= gan_metrics.scores(embed, half, {"before and after": back})
     return {side: row["frechet"] for side, row in found.items()} | {"pictures": count}
 
 
@@ -142,23 +180,35 @@ def resolutions(prepared: images.Prepared, work: Path) -> tuple[dict, dict]:
         name = f"{side}x{side}, {stem} stem"
         for seed in SEEDS:
             path = work / f"{side}-{stem}-{seed}.safetensors"
-            models[seed] = train(prepared, side, replace(RECIPE, seed=seed), path, stem=stem)
+            models[seed] = train(
+                prepared, side, replace(RECIPE, seed=seed), path, stem=stem
+            )
         tested = {
-            other: [hits(models[seed], part(prepared, "test", other, seed)) for seed in SEEDS]
+            other: [
+                hits(models[seed], part(prepared, "test", other, seed))
+                for seed in SEEDS
+            ]
             for other in SIDES
             if 0.5 <= other / side <= 2
         }
         kept[name] = tested[side]
         results[name] = {"side": side, "stem": stem} | summary(kept[name], labels)
         results[name]["tested_at"] = {
-            other: summary(found, labels)["class_accuracy"] for other, found in tested.items()
+            other: summary(found, labels)["class_accuracy"]
+            for other, found in tested.items()
         }
-    for (side, stem), name in zip(STEMS, results, strict=True):  # the last networks are those of full size
-        results[name]["against_224"] = apart(kept[name], kept["224x224, imagenet stem"], labels)
+    for (side, stem), name in zip(
+        STEMS, results, strict=True
+    ):  # the last networks are those of full size
+        results[name]["against_224"] = apart(
+            kept[name], kept["224x224, imagenet stem"], labels
+        )
         data = part(prepared, "train", side, 0)
         results[name]["images_per_second"] = rate = speed(data, stem)
         results[name]["seconds_an_epoch"] = len(data.rows) / rate
-    return results, {label: round_trip(models[0], prepared, label) for label in ROUND_TRIP}
+    return results, {
+        label: round_trip(models[0], prepared, label) for label in ROUND_TRIP
+    }
 
 
 def shapes(source: Path, work: Path) -> dict:
@@ -166,35 +216,66 @@ def shapes(source: Path, work: Path) -> dict:
     kept, labels = {}, None
     for name, size in SHAPES.items():
         fit = name if name in ("pad", "crop") else "squash"
-        folder = preparation.prepare(source, work / name.replace(" ", "-"), sizes=sorted({(80, 60), size}), fit=fit)
+        folder = prepare.prepare(
+            source,
+            work / name.replace(" ", "-"),
+            sizes=sorted({(80, 60), size}),
+            fit=fit,
+        )
         prepared = images.load(folder)
-        labels = np.concatenate([part(prepared, "test", size, seed).labels for seed in SEEDS])
+        labels = np.concatenate(
+            [part(prepared, "test", size, seed).labels for seed in SEEDS]
+        )
         kept[name] = []
         for seed in SEEDS:
-            recipe, path = replace(SHAPE_RECIPE, seed=seed), work / f"{folder.name}-{seed}.safetensors"
+            recipe, path = (
+                replace(SHAPE_RECIPE, seed=seed),
+                work / f"{folder.name}-{seed}.safetensors",
+            )
             model = train(prepared, size, recipe, path, pictures=SHAPE_PICTURES)
             kept[name].append(hits(model, part(prepared, "test", size, seed)))
     return {
-        name: summary(found, labels) | {"against_squash": apart(found, kept["squash"], labels)}
+        name: summary(found, labels)
+        | {"against_squash": apart(found, kept["squash"], labels)}
         for name, found in kept.items()
     }
 
 
 def main() -> None:
     if not (folder := real_data_folder()):
-        sys.exit("resolution: the real catalogue is needed; FASHION_REAL_DATA must name the folder with its zips")
+        sys.exit(
+            "resolution: the real catalogue is needed; FASHION_REAL_DATA must name the folder with its zips"
+        )
     work = runtime.build_root() / "experiments" / "resolution"
     source = folder / "fashion-product-images-224.zip"
-    prepared = images.load(preparation.prepare(source, work / "prepared", sizes=list(SIDES)))
+    prepared = images.load(
+        prepare.prepare(source, work / "prepared", sizes=list(SIDES))
+    )
     variants, trips = resolutions(prepared, work)
     square = shapes(folder / "fashion-product-images-small.zip", work)
     rows = [
         measuring.row(name, [100 * each for each in found["each"]], "%", digits=2)
         for name, found in (variants | square).items()
     ]
-    budget = {"seeds": SEEDS, "resolution": asdict(RECIPE), "shape": asdict(SHAPE_RECIPE)}
-    budget |= {"shape_pictures": SHAPE_PICTURES, "products": len(prepared.index), "threads": torch.get_num_threads()}
-    measuring.save("resolution", rows, {}, budget=budget, variants=variants, shapes=square, round_trip=trips)
+    budget = {
+        "seeds": SEEDS,
+        "resolution": asdict(RECIPE),
+        "shape": asdict(SHAPE_RECIPE),
+    }
+    budget |= {
+        "shape_pictures": SHAPE_PICTURES,
+        "products": len(prepared.index),
+        "threads": torch.get_num_threads(),
+    }
+    measuring.save(
+        "resolution",
+        rows,
+        {},
+        budget=budget,
+        variants=variants,
+        shapes=square,
+        round_trip=trips,
+    )
 
 
 if __name__ == "__main__":

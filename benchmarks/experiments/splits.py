@@ -18,20 +18,37 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import measuring
 from conftest import real_data_folder
 
-from fashionlib import catalogue, classifier, duplicates, evaluation, images, preparation, runtime
+from fashionlib import catalogue, evaluation, images, models, runtime
+from fashionlib.data import duplicates, prepare
 
 SIZE = (40, 30)
-RECIPE = classifier.Recipe(
-    epochs=6, batch_size=128, learning_rate=3e-3, weight_decay=0.05, label_smoothing=0.1, flip=True, crop=2
+RECIPE = models.Recipe(
+    epochs=6,
+    batch_size=128,
+    learning_rate=3e-3,
+    weight_decay=0.05,
+    label_smoothing=0.1,
+    flip=True,
+    crop=2,
 )
 
 
 def splits(index: pd.DataFrame) -> dict[str, pd.Series]:
     """Part of each product under each rule."""
-    pairs = [duplicates.equal_pairs(index[column]) for column in ("near_group", "productDisplayName")]
+    pairs = [
+        duplicates.equal_pairs(index[column])
+        for column in ("near_group", "productDisplayName")
+    ]
     by_name = duplicates.groups(index["id"], np.concatenate(pairs))
-    rules = {"naive": index["id"], "grouped": index["near_group"], "name-grouped": by_name}
-    return {rule: catalogue.split(index["label"], group, seed=0) for rule, group in rules.items()}
+    rules = {
+        "naive": index["id"],
+        "grouped": index["near_group"],
+        "name-grouped": by_name,
+    }
+    return {
+        rule: catalogue.split(index["label"], group, seed=0)
+        for rule, group in rules.items()
+    }
 
 
 def share(hits: np.ndarray) -> dict:
@@ -47,27 +64,50 @@ def measure(prepared: images.Prepared, rule: str, parts: pd.Series) -> dict:
     index, array = prepared.index, prepared.array(SIZE)
     rows = {part: np.flatnonzero(parts == part) for part in catalogue.SPLITS}
     labels = index["label"].to_numpy("int64")
-    sets = {part: images.ImageSet(array, chosen, labels[chosen]) for part, chosen in rows.items()}
+    sets = {
+        part: images.ImageSet(array, chosen, labels[chosen])
+        for part, chosen in rows.items()
+    }
     runtime.seed_everything(0)  # the same first weights under every rule
-    model = classifier.build("resnet10", stem="small")
+    model = models.build("resnet10", stem="small")
     checkpoint = prepared.folder.parent / f"{rule}.safetensors"
     settings = {"split": rule, "data": prepared.checksum(SIZE)}
-    classifier.fit(model, sets["train"], sets["validation"], recipe=RECIPE, checkpoint=checkpoint, settings=settings)
-    logits, truth = classifier.predict(model, sets["test"], flip=True)
+    models.fit(
+        model,
+        sets["train"],
+        sets["validation"],
+        recipe=RECIPE,
+        checkpoint=checkpoint,
+        settings=settings,
+    )
+    logits, truth = models.predict(model, sets["test"], flip=True)
     hits = (logits.argmax(1) == truth).numpy()
     result = {"all": share(hits)}
-    for relative, column in (("near twin", "near_group"), ("namesake", "productDisplayName")):
-        related = index[column].iloc[rows["test"]].isin(index[column].iloc[rows["train"]]).to_numpy()
-        result |= {f"with {relative} in training": share(hits[related]), f"without {relative}": share(hits[~related])}
+    for relative, column in (
+        ("near twin", "near_group"),
+        ("namesake", "productDisplayName"),
+    ):
+        related = (
+            index[column]
+            .iloc[rows["test"]]
+            .isin(index[column].iloc[rows["train"]])
+            .to_numpy()
+        )
+        result |= {
+            f"with {relative} in training": share(hits[related]),
+            f"without {relative}": share(hits[~related]),
+        }
     return result
 
 
 def main() -> None:
     if not (folder := real_data_folder()):
-        sys.exit("splits: the real catalogue is needed; FASHION_REAL_DATA must name the folder with its zips")
+        sys.exit(
+            "splits: the real catalogue is needed; FASHION_REAL_DATA must name the folder with its zips"
+        )
     work = runtime.build_root() / "experiments" / "splits"
     source = folder / "fashion-product-images-small.zip"
-    prepared = images.load(preparation.prepare(source, work / "prepared", sizes=[SIZE]))
+    prepared = images.load(prepare.prepare(source, work / "prepared", sizes=[SIZE]))
     rows, results = [], {}
     for rule, parts in splits(prepared.index).items():
         results[rule] = measure(prepared, rule, parts)
@@ -75,7 +115,14 @@ def main() -> None:
             if found["images"]:
                 spread = [round(100 * bound, 2) for bound in found["ci95"]]
                 value = round(100 * found["accuracy"], 2)
-                rows.append({"what": f"{rule}, {what}", "value": value, "unit": "%", "spread": spread})
+                rows.append(
+                    {
+                        "what": f"{rule}, {what}",
+                        "value": value,
+                        "unit": "%",
+                        "spread": spread,
+                    }
+                )
     budget = {"size": SIZE, "architecture": "resnet10", **asdict(RECIPE)}
     measuring.save("splits", rows, {}, budget=budget, rules=results)
 

@@ -92,11 +92,17 @@ def begin(folder: Path, settings: dict) -> Path:
     Taught in: chapter 1.
     """
     partial = folder.with_name(f"{folder.name}.partial")
-    if settings in (settings_of(partial / "manifest.json"), settings_of(partial / "settings.json")):
+    if settings in (
+        settings_of(partial / "manifest.json"),
+        settings_of(partial / "settings.json"),
+    ):
         return partial
     for path in (folder / "manifest.json", partial / "settings.json"):
         if found := settings_of(path):
-            changed = ", ".join(key for key in settings if found.get(key) != settings[key]) or "its content"
+            changed = (
+                ", ".join(key for key in settings if found.get(key) != settings[key])
+                or "its content"
+            )
             print(f"{path.parent.name}: {changed} changed since; preparing again")
     discard(partial)
     partial.mkdir(parents=True)

@@ -34,7 +34,9 @@ def perceptual_hashes(thumbnails: Reader, count: int) -> np.ndarray:
     for start in range(0, count, BLOCK):
         rows = np.arange(start, min(start + BLOCK, count))
         red, green, blue = np.moveaxis(thumbnails(rows).astype(np.float32), 3, 0)
-        grey = (red + green + blue) / 3  # (B, H, W); the mean over an axis of three is five times as slow
+        grey = (
+            red + green + blue
+        ) / 3  # (B, H, W); the mean over an axis of three is five times as slow
         low = dctn(grey, axes=(1, 2))[:, :8, :8].reshape(-1, 64)
         bits = low > np.median(low, axis=1, keepdims=True)
         hashes[rows] = np.packbits(bits, axis=1).view(">u8")[:, 0]
@@ -54,10 +56,14 @@ def close_hashes(hashes: np.ndarray, distance: int = 4) -> np.ndarray:
         buckets = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
         for bucket in (bucket for bucket in buckets if len(bucket) > 1):
             for rows in np.array_split(bucket, -(-(len(bucket) ** 2) // PAIRS)):
-                left, right = np.nonzero(np.bitwise_count(hashes[rows, None] ^ hashes[bucket]) <= distance)
+                left, right = np.nonzero(
+                    np.bitwise_count(hashes[rows, None] ^ hashes[bucket]) <= distance
+                )
                 left, right = rows[left], bucket[right]
                 found.append((left * len(hashes) + right)[left < right])
-    return np.stack(np.divmod(np.unique(np.concatenate(found)), max(len(hashes), 1)), axis=1)
+    return np.stack(
+        np.divmod(np.unique(np.concatenate(found)), max(len(hashes), 1)), axis=1
+    )
 
 
 def distances(pairs: np.ndarray, thumbnails: Reader) -> np.ndarray:
@@ -67,12 +73,17 @@ def distances(pairs: np.ndarray, thumbnails: Reader) -> np.ndarray:
     """
     parts = [np.empty(0, np.float32)]
     for start in range(0, len(pairs), BLOCK):
-        left, right = (thumbnails(side).astype(np.float32) for side in pairs[start : start + BLOCK].T)
+        left, right = (
+            thumbnails(side).astype(np.float32)
+            for side in pairs[start : start + BLOCK].T
+        )
         parts.append(np.sqrt(((left - right) ** 2).mean(axis=(1, 2, 3))))
     return np.concatenate(parts)
 
 
-def near_pairs(hashes: np.ndarray, thumbnails: Reader, *, distance: int = 4, difference: float = 5) -> np.ndarray:
+def near_pairs(
+    hashes: np.ndarray, thumbnails: Reader, *, distance: int = 4, difference: float = 5
+) -> np.ndarray:
     """Pairs of positions with close hashes whose thumbnails differ by less than `difference` grey levels: int64 (M, 2).
 
     Taught in: chapter 1.
@@ -99,7 +110,10 @@ def groups(ids: pd.Series, pairs: np.ndarray) -> pd.Series:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(ids), len(ids)))
+    graph = coo_array(
+        (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])),
+        shape=(len(ids), len(ids)),
+    )
     return ids.groupby(connected_components(graph, directed=False)[1]).transform("min")
 
 
@@ -121,8 +135,12 @@ def bridges(pairs: np.ndarray, group: pd.Series, previous: pd.Series) -> np.ndar
     from scipy.cluster.hierarchy import DisjointSet
 
     new, aside = previous.isna().to_numpy(), np.zeros(len(group), bool)
-    doubtful = (previous.groupby(group).transform("nunique") > 1).to_numpy()  # only their groups need a closer look
-    links = pd.DataFrame(np.concatenate([pairs, pairs[:, ::-1]]), columns=["product", "other"])
+    doubtful = (
+        previous.groupby(group).transform("nunique") > 1
+    ).to_numpy()  # only their groups need a closer look
+    links = pd.DataFrame(
+        np.concatenate([pairs, pairs[:, ::-1]]), columns=["product", "other"]
+    )
     others = links[doubtful[links["product"]]].groupby("product")["other"].agg(list)
     linked, parts = DisjointSet(), {}  # the parts of what hangs together, by its root
 

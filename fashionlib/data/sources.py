@@ -47,7 +47,9 @@ class Source:
 
     path: Path
     root: str  # the shallowest folder that holds styles.csv and images/, "" or ending in "/"
-    files: dict[str, tuple[int, int]] = field(repr=False)  # member below the root: bytes, and time or CRC
+    files: dict[str, tuple[int, int]] = field(
+        repr=False
+    )  # member below the root: bytes, and time or CRC
     ignored_copies: int  # nested identical catalogues, as Kaggle's archives have them
 
     def read(self, name: str) -> bytes:
@@ -59,18 +61,24 @@ class Source:
         if self.path.is_dir():
             path = self.path / self.root / name
             if (size := path.stat().st_size) > MAX_MEMBER:
-                raise ValueError(f"{name} has {size:,} bytes; no product picture has more than {MAX_MEMBER:,}")
+                raise ValueError(
+                    f"{name} has {size:,} bytes; no product picture has more than {MAX_MEMBER:,}"
+                )
             return path.read_bytes()
         try:
             archive = _archive(self.path)
             entry = archive.getinfo(self.root + name)
             with archive.open(entry) as file:
-                return file.read(entry.file_size)  # no more than it claims, whatever is inside
+                return file.read(
+                    entry.file_size
+                )  # no more than it claims, whatever is inside
         except DAMAGED as error:
             raise ValueError(f"damaged entry in {self.path.name}: {error}") from error
         except OSError as error:
             if error.errno is None:  # bz2's word for damaged data
-                raise ValueError(f"damaged entry in {self.path.name}: {error}") from error
+                raise ValueError(
+                    f"damaged entry in {self.path.name}: {error}"
+                ) from error
             raise
 
     def reader(self) -> Source:
@@ -79,7 +87,9 @@ class Source:
 
     def members(self, folder: str, suffix: str) -> dict[int, str]:
         """Product id -> member, for `<folder>/<id><suffix>`; an id has no leading zeros."""
-        pattern = re.compile(rf"{re.escape(folder)}/(0|[1-9][0-9]{{0,17}})(?i:{re.escape(suffix)})")
+        pattern = re.compile(
+            rf"{re.escape(folder)}/(0|[1-9][0-9]{{0,17}})(?i:{re.escape(suffix)})"
+        )
         found = map(pattern.fullmatch, sorted(self.files))
         return {int(match[1]): match[0] for match in found if match}
 
@@ -101,7 +111,9 @@ def unreadable(path: Path, error: Exception) -> InputError:
 
     Taught in: chapter 1.
     """
-    return InputError(f"source {path} cannot be read ({error}): check that it is there, whole, and yours to read.")
+    return InputError(
+        f"source {path} cannot be read ({error}): check that it is there, whole, and yours to read."
+    )
 
 
 def _archive(path: Path) -> zipfile.ZipFile:
@@ -112,7 +124,9 @@ def _archive(path: Path) -> zipfile.ZipFile:
 
 @functools.lru_cache(maxsize=4)
 def _open_archive(path: Path, changed: int, size: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)  # `changed` and `size` are the key: a zip that was replaced is opened again
+    return zipfile.ZipFile(
+        path
+    )  # `changed` and `size` are the key: a zip that was replaced is opened again
 
 
 def open_source(source: str | Path) -> Source:
@@ -121,14 +135,18 @@ def open_source(source: str | Path) -> Source:
     Raises InputError where there is none, for a corrupt zip, and for an entry that points outside of its zip.
     Taught in: chapter 1.
     """
-    path = _download(source) if source in KAGGLE else Path(source).expanduser().resolve()
+    path = (
+        _download(source) if source in KAGGLE else Path(source).expanduser().resolve()
+    )
     try:
         if not path.exists():
             raise InputError(
                 f"source {str(source)!r} does not exist: give a folder or zip with styles.csv and images/, or one of "
                 f"synthetic, {', '.join(KAGGLE)}."
             )
-        return _locate(path, _folder_members(path) if path.is_dir() else _zip_members(path))
+        return _locate(
+            path, _folder_members(path) if path.is_dir() else _zip_members(path)
+        )
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -140,7 +158,9 @@ def _folder_members(path: Path, prefix: str = "") -> dict[str, tuple[int, int]]:
         for entry in entries:
             if entry.is_dir():
                 members |= _folder_members(entry.path, f"{prefix}{entry.name}/")
-            elif stat.S_ISREG((status := entry.stat()).st_mode):  # a link to nowhere is an error, too
+            elif stat.S_ISREG(
+                (status := entry.stat()).st_mode
+            ):  # a link to nowhere is an error, too
                 members[prefix + entry.name] = (status.st_size, status.st_mtime_ns)
     return members
 
@@ -150,7 +170,9 @@ def _zip_members(path: Path) -> dict[str, tuple[int, int]]:
     try:
         entries = _archive(path).infolist()
     except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(f"source {path} is not a readable zip ({error}): download or copy it again.") from error
+        raise InputError(
+            f"source {path} is not a readable zip ({error}): download or copy it again."
+        ) from error
     for entry in entries:
         if entry.file_size > MAX_MEMBER:
             raise InputError(
@@ -158,17 +180,29 @@ def _zip_members(path: Path) -> dict[str, tuple[int, int]]:
                 f"larger than {MAX_MEMBER:,}. Do not use it."
             )
         parts = PurePosixPath(entry.filename.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or stat.S_ISLNK(entry.external_attr >> 16):
+        if (
+            parts.is_absolute()
+            or ".." in parts.parts
+            or stat.S_ISLNK(entry.external_attr >> 16)
+        ):
             raise InputError(
                 f"source {path} has an entry that points outside of it: {entry.filename!r}. Do not use it."
             )
-    return {entry.filename: (entry.file_size, entry.CRC) for entry in entries if not entry.is_dir()}
+    return {
+        entry.filename: (entry.file_size, entry.CRC)
+        for entry in entries
+        if not entry.is_dir()
+    }
 
 
 def _locate(path: Path, files: dict[str, tuple[int, int]]) -> Source:
     """The shallowest folder with styles.csv and images/; deeper ones are copies, ignored and counted."""
     folders = {name.rsplit("images/", 1)[0] for name in files if "images/" in name}
-    tables = {name[: -len("styles.csv")] for name in files if name.rpartition("/")[2] == "styles.csv"}
+    tables = {
+        name[: -len("styles.csv")]
+        for name in files
+        if name.rpartition("/")[2] == "styles.csv"
+    }
     roots = sorted(folders & tables, key=lambda root: (root.count("/"), root))
     if not roots:
         raise InputError(
@@ -177,9 +211,19 @@ def _locate(path: Path, files: dict[str, tuple[int, int]]) -> Source:
     root = roots[0]
     if others := [other for other in roots if not other.startswith(root)]:
         found = ", ".join(repr(each or ".") for each in [root, *others])
-        raise InputError(f"source {path} holds several catalogues, in {found}: give the path of one.")
-    inside = {name[len(root) :]: facts for name, facts in files.items() if name.startswith(root)}
-    own = {name: facts for name, facts in inside.items() if name.split("/")[0] in ("styles.csv", "images", "masks")}
+        raise InputError(
+            f"source {path} holds several catalogues, in {found}: give the path of one."
+        )
+    inside = {
+        name[len(root) :]: facts
+        for name, facts in files.items()
+        if name.startswith(root)
+    }
+    own = {
+        name: facts
+        for name, facts in inside.items()
+        if name.split("/")[0] in ("styles.csv", "images", "masks")
+    }
     return Source(path, root, own, ignored_copies=len(roots) - 1)
 
 
@@ -190,7 +234,9 @@ def _download(name: str) -> Path:
     os.environ.setdefault("KAGGLEHUB_CACHE", str(runtime.project_root() / "data"))
     try:
         return Path(kagglehub.dataset_download(KAGGLE[name]))
-    except Exception as error:  # kagglehub passes on errors of requests, of its client and of zipfile
+    except (
+        Exception
+    ) as error:  # kagglehub passes on errors of requests, of its client and of zipfile
         page = f"https://www.kaggle.com/datasets/{KAGGLE[name].removesuffix('/versions/1')}"
         raise InputError(
             f"{name} could not be downloaded: {_reason(error)}. "

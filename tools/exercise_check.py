@@ -27,8 +27,14 @@ from fashionlib import artifacts, runtime
 FOLDER = Path(__file__).resolve().parent
 TOLERANCE = 0.01  # of the right value
 PACKED = json.loads((FOLDER / "solutions.json").read_text())["solutions"]
-SOLUTIONS = json.loads(zlib.decompress(base64.b64decode(PACKED)))  # {chapter: {exercise: code}}
-EXERCISES = [pytest.param(chapter, each, id=each) for chapter, found in SOLUTIONS.items() for each in found]
+SOLUTIONS = json.loads(
+    zlib.decompress(base64.b64decode(PACKED))
+)  # {chapter: {exercise: code}}
+EXERCISES = [
+    pytest.param(chapter, each, id=each)
+    for chapter, found in SOLUTIONS.items()
+    for each in found
+]
 
 # Names that the chapter made get their values back before a solution runs: your cells may have used them anew.
 REMEMBER = "_chapter = {name: value for name, value in globals().items() if not name.startswith('_')}"
@@ -42,7 +48,11 @@ print("\\n" + json.dumps({name}, default=lambda value: value.tolist() if hasattr
 @pytest.mark.parametrize(("chapter", "exercise"), EXERCISES)
 def test_exercise(chapter, exercise):
     name = answer_name(exercise)
-    if re.search(rf"^{name} *= *\.\.\.", "\n".join(cell.source for cell in read(chapter).cells), re.MULTILINE):
+    if re.search(
+        rf"^{name} *= *\.\.\.",
+        "\n".join(cell.source for cell in read(chapter).cells),
+        re.MULTILINE,
+    ):
         pytest.fail(f"{name}: not answered yet", pytrace=False)
     outcome = run(chapter)[exercise]
     if "error" in outcome:
@@ -51,7 +61,9 @@ def test_exercise(chapter, exercise):
     if not isinstance(right, str | bool):
         right = pytest.approx(right, rel=TOLERANCE, abs=1e-6, nan_ok=True)
     if outcome["answer"] != right:
-        pytest.fail(f"{name}: not right yet, found {outcome['answer']!r:.300}", pytrace=False)
+        pytest.fail(
+            f"{name}: not right yet, found {outcome['answer']!r:.300}", pytrace=False
+        )
 
 
 def answer_name(exercise: str) -> str:
@@ -72,15 +84,26 @@ def run(chapter: str) -> dict[str, dict]:
     """Run a copy of the chapter, then its solutions: {exercise: {"answer", "right"}, or {"error"} with the reason}."""
     notebook, yours = read(chapter), {}
     notebook.cells = split_by_exercise(notebook.cells, yours)
-    answers = {exercise: cell(SHOW.format(name=answer_name(exercise))) for exercise in SOLUTIONS[chapter]}
+    answers = {
+        exercise: cell(SHOW.format(name=answer_name(exercise)))
+        for exercise in SOLUTIONS[chapter]
+    }
     ours = {
         exercise: cell(f"{RESTORE}\n{code}{SHOW.format(name=answer_name(exercise))}")
         for exercise, code in SOLUTIONS[chapter].items()
     }
     notebook.cells += [*answers.values(), *ours.values()]
     place = {"metadata": {"path": FOLDER / "notebooks"}}
-    quiet = ["--log-level=ERROR"]  # a message of the kernel's own would stand below a wrong answer
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=place, extra_arguments=quiet)
+    quiet = [
+        "--log-level=ERROR"
+    ]  # a message of the kernel's own would stand below a wrong answer
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources=place,
+        extra_arguments=quiet,
+    )
     try:
         with keep_metrics():
             client.execute()
@@ -88,20 +111,31 @@ def run(chapter: str) -> dict[str, dict]:
         reason = f"{chapter} stops before its exercises, {error.ename}: {error.evalue}"
         return {each: {"error": reason} for each in answers}
     except DeadKernelError as error:
-        return {each: {"error": f"{chapter} was not run to its end: {error}"} for each in answers}
-    return {each: outcome([*yours.get(each, []), answers[each]], ours[each]) for each in answers}
+        return {
+            each: {"error": f"{chapter} was not run to its end: {error}"}
+            for each in answers
+        }
+    return {
+        each: outcome([*yours.get(each, []), answers[each]], ours[each])
+        for each in answers
+    }
 
 
 @contextlib.contextmanager
 def keep_metrics():
     """A chapter writes its figures anew; what later chapters have added to them is put back."""
-    before = {path: path.read_text() for path in runtime.build_root().glob("*/artifacts/metrics.json")}
+    before = {
+        path: path.read_text()
+        for path in runtime.build_root().glob("*/artifacts/metrics.json")
+    }
     try:
         yield
     finally:
         for path, text in before.items():
             if path.read_text() != text:
-                artifacts.write_json(path, merged(json.loads(text), json.loads(path.read_text())))
+                artifacts.write_json(
+                    path, merged(json.loads(text), json.loads(path.read_text()))
+                )
 
 
 def merged(old, new):
@@ -116,7 +150,9 @@ def split_by_exercise(cells: list, yours: dict[str, list]) -> list:
     result, exercise = [], None
     for each in cells:
         if each.cell_type == "markdown":
-            found = re.findall(r"^:::\{admonition\} Exercise (\w+\.\d+)", each.source, re.MULTILINE)
+            found = re.findall(
+                r"^:::\{admonition\} Exercise (\w+\.\d+)", each.source, re.MULTILINE
+            )
             if found and exercise is None:
                 result.append(cell(REMEMBER))
             exercise = (found or [exercise])[-1]
@@ -137,11 +173,18 @@ def outcome(yours: list, ours: nbformat.NotebookNode) -> dict:
 
 
 def first_error(executed: list) -> str:
-    errors = [output for each in executed for output in each.outputs if output.output_type == "error"]
+    errors = [
+        output
+        for each in executed
+        for output in each.outputs
+        if output.output_type == "error"
+    ]
     return f"{errors[0].ename}: {errors[0].evalue}" if errors else ""
 
 
 def shown(executed: nbformat.NotebookNode):
     """The value that SHOW printed, on the last line."""
-    text = "".join(output.text for output in executed.outputs if output.get("name") == "stdout")
+    text = "".join(
+        output.text for output in executed.outputs if output.get("name") == "stdout"
+    )
     return json.loads(text.splitlines()[-1])

@@ -3,7 +3,7 @@
 It stands in for the real download, so that every chapter runs offline, and it knows two things that photographs do not
 tell: which pixels are face, hair, garment or item, and where the gender of a product shows (`head_share`).
 
-    from fashionlib import synthetic
+    from fashionlib.data import synthetic
     folder = synthetic.draw("build/synthetic", products=1200, seed=0)
 
 `<folder>/styles.csv` and `<folder>/images/<id>.jpg` are what Kaggle delivers, defects included; `masks/<id>.png` and
@@ -30,8 +30,20 @@ from fashionlib.catalogue import COLUMNS
 from fashionlib.runtime import InputError, progress
 
 VERSION = 1  # raise it with every change of what is drawn: a folder of another version is refused
-FACE, HAIR, GARMENT, ITEM = 1, 2, 3, 4  # mask values; GARMENT includes the body that wears it, so > 0 is the foreground
-CLASS_SHARES = (0.11, 0.13, 0.28, 0.21, 0.16, 0.11)  # class = 2 x (Accessories, Apparel, Other) + (Men, Women)
+FACE, HAIR, GARMENT, ITEM = (
+    1,
+    2,
+    3,
+    4,
+)  # mask values; GARMENT includes the body that wears it, so > 0 is the foreground
+CLASS_SHARES = (
+    0.11,
+    0.13,
+    0.28,
+    0.21,
+    0.16,
+    0.11,
+)  # class = 2 x (Accessories, Apparel, Other) + (Men, Women)
 DATE = 1_500_000_000  # the modification time of every file: the same seed gives the same folder
 
 
@@ -55,49 +67,151 @@ PALETTES = {  # by what they are for and who wears them; "Unisex": the gender is
     "lips": "Red Pink Maroon Peach Magenta",
     "beside": "Black Grey Blue Navy_Blue Beige White",  # what is worn with the product
 }
-SKINS = ((246, 214, 186), (234, 192, 156), (208, 158, 118), (164, 114, 80), (120, 80, 56))
+SKINS = (
+    (246, 214, 186),
+    (234, 192, 156),
+    (208, 158, 118),
+    (164, 114, 80),
+    (120, 80, 56),
+)
 HAIRS = ((28, 22, 20), (52, 36, 28), (86, 56, 36), (128, 82, 44))
 BRANDS = "Brookfield Lindenhof Marlowe Tavira Kestrelle Juniper_Lane Solvane Harrowmere Nimbury Ostrella"
-LOOKS = {"plain": "", "side stripe": "", "stripes": "Striped ", "pinstripes": "Striped ", "checks": "Checked "}
-EXTRAS = ("", ", Pack of Two", ", Gift Box and Card, Pack of Two")  # the commas that make a row malformed
-USAGES = {"Sports Shoes": "Sports", "Track Pants": "Sports", "Formal Shoes": "Formal", "Kurtas": "Ethnic"}
-PAIRS = ("Jeans", "Trousers", "Track Pants", "Shorts", "Capris", "Sunglasses", "Socks", "Earrings")
+LOOKS = {
+    "plain": "",
+    "side stripe": "",
+    "stripes": "Striped ",
+    "pinstripes": "Striped ",
+    "checks": "Checked ",
+}
+EXTRAS = (
+    "",
+    ", Pack of Two",
+    ", Gift Box and Card, Pack of Two",
+)  # the commas that make a row malformed
+USAGES = {
+    "Sports Shoes": "Sports",
+    "Track Pants": "Sports",
+    "Formal Shoes": "Formal",
+    "Kurtas": "Ethnic",
+}
+PAIRS = (
+    "Jeans",
+    "Trousers",
+    "Track Pants",
+    "Shorts",
+    "Capris",
+    "Sunglasses",
+    "Socks",
+    "Earrings",
+)
 
 # Garments: weights for Men, Women and unisex; the part of the figure they dress; y of the hem (0 shoulders, 0.6 hips,
 # 1.35 feet); sleeves (1 = to the wrist); collars; how far the hem flares; patterns.
-Garment = namedtuple("Garment", "sub weights dresses hem sleeves collars flare patterns")
-PLAIN, LINES, PRINTS = ("plain",), ("plain", "stripes", "pinstripes"), ("plain", "dots", "floral", "stripes")
+Garment = namedtuple(
+    "Garment", "sub weights dresses hem sleeves collars flare patterns"
+)
+PLAIN, LINES, PRINTS = (
+    ("plain",),
+    ("plain", "stripes", "pinstripes"),
+    ("plain", "dots", "floral", "stripes"),
+)
 MOTIFS, CHECKS = ("plain", "star", "disc", "bars"), (*LINES, "checks", "checks")
 NECKS, SHORT = ("boat", "v", "round"), (0.0, 0.15, 0.4)
 APPAREL = {
     "Tshirts": Garment(
-        "Topwear", (24, 10, 30), "top", 0.62, (0.36, 0.42), ("round", "v", "polo"), 0, (*LINES, *MOTIFS)
+        "Topwear",
+        (24, 10, 30),
+        "top",
+        0.62,
+        (0.36, 0.42),
+        ("round", "v", "polo"),
+        0,
+        (*LINES, *MOTIFS),
     ),
-    "Shirts": Garment("Topwear", (24, 4, 22), "top", 0.64, (0.4, 1.0), ("shirt",), 0, CHECKS),
-    "Sweatshirts": Garment("Topwear", (7, 2, 12), "top", 0.62, (1.0,), ("round", "hood"), 0, MOTIFS),
+    "Shirts": Garment(
+        "Topwear", (24, 4, 22), "top", 0.64, (0.4, 1.0), ("shirt",), 0, CHECKS
+    ),
+    "Sweatshirts": Garment(
+        "Topwear", (7, 2, 12), "top", 0.62, (1.0,), ("round", "hood"), 0, MOTIFS
+    ),
     "Jackets": Garment("Topwear", (6, 2, 8), "top", 0.62, (1.0,), ("zip",), 0, PLAIN),
-    "Kurtas": Garment("Topwear", (5, 20, 0), "long", 1.0, (0.7, 1.0), ("mandarin",), 0.06, PRINTS),
+    "Kurtas": Garment(
+        "Topwear", (5, 20, 0), "long", 1.0, (0.7, 1.0), ("mandarin",), 0.06, PRINTS
+    ),
     "Tops": Garment("Topwear", (0, 20, 0), "top", 0.55, SHORT, NECKS, 0.05, PRINTS),
     "Dresses": Garment("Dress", (0, 12, 0), "dress", 0.95, SHORT, NECKS, 0.13, PRINTS),
-    "Sarees": Garment("Saree", (0, 7, 0), "saree", 1.34, (0.25,), ("boat",), 0.1, PRINTS),
-    "Skirts": Garment("Bottomwear", (0, 6, 0), "skirt", 0.95, (0.38,), ("round",), 0.16, PRINTS),
-    "Jeans": Garment("Bottomwear", (9, 7, 14), "legs", 1.3, (0.38,), ("round",), 0, PLAIN),
-    "Trousers": Garment("Bottomwear", (9, 2, 8), "legs", 1.32, (0.38,), ("round",), 0, PLAIN),
-    "Track Pants": Garment("Bottomwear", (5, 1, 6), "legs", 1.28, (0.38,), ("round",), 0, ("side stripe",)),
-    "Shorts": Garment("Bottomwear", (7, 1, 0), "legs", 0.95, (0.38,), ("round",), 0, (*PLAIN, "checks")),
-    "Capris": Garment("Bottomwear", (0, 4, 0), "legs", 1.1, (0.38,), ("round",), 0, PLAIN),
+    "Sarees": Garment(
+        "Saree", (0, 7, 0), "saree", 1.34, (0.25,), ("boat",), 0.1, PRINTS
+    ),
+    "Skirts": Garment(
+        "Bottomwear", (0, 6, 0), "skirt", 0.95, (0.38,), ("round",), 0.16, PRINTS
+    ),
+    "Jeans": Garment(
+        "Bottomwear", (9, 7, 14), "legs", 1.3, (0.38,), ("round",), 0, PLAIN
+    ),
+    "Trousers": Garment(
+        "Bottomwear", (9, 2, 8), "legs", 1.32, (0.38,), ("round",), 0, PLAIN
+    ),
+    "Track Pants": Garment(
+        "Bottomwear", (5, 1, 6), "legs", 1.28, (0.38,), ("round",), 0, ("side stripe",)
+    ),
+    "Shorts": Garment(
+        "Bottomwear",
+        (7, 1, 0),
+        "legs",
+        0.95,
+        (0.38,),
+        ("round",),
+        0,
+        (*PLAIN, "checks"),
+    ),
+    "Capris": Garment(
+        "Bottomwear", (0, 4, 0), "legs", 1.1, (0.38,), ("round",), 0, PLAIN
+    ),
 }
 CUTS = {  # half widths of the figure and of the trouser hem; the share of the flare that is used
-    "Men": {"shoulder": 0.225, "waist": 0.172, "hip": 0.168, "ankle": 0.07, "flare": 0.3},
-    "Women": {"shoulder": 0.186, "waist": 0.122, "hip": 0.172, "ankle": 0.047, "flare": 1.0},
-    "Unisex": {"shoulder": 0.205, "waist": 0.15, "hip": 0.17, "ankle": 0.058, "flare": 0.6},
+    "Men": {
+        "shoulder": 0.225,
+        "waist": 0.172,
+        "hip": 0.168,
+        "ankle": 0.07,
+        "flare": 0.3,
+    },
+    "Women": {
+        "shoulder": 0.186,
+        "waist": 0.122,
+        "hip": 0.172,
+        "ankle": 0.047,
+        "flare": 1.0,
+    },
+    "Unisex": {
+        "shoulder": 0.205,
+        "waist": 0.15,
+        "hip": 0.17,
+        "ankle": 0.058,
+        "flare": 0.6,
+    },
 }
 HEADS = {  # hair, beards, width of the face, redness of the lips; "Unisex" where the head must not tell the gender
-    "Men": (("short", "short", "crop", "curly", "bob"), ("none", "stubble", "full", "moustache"), 1.04, 0.0),
+    "Men": (
+        ("short", "short", "crop", "curly", "bob"),
+        ("none", "stubble", "full", "moustache"),
+        1.04,
+        0.0,
+    ),
     "Women": (("long", "long", "wavy", "wavy", "bun", "bob"), ("none",), 0.96, 1.0),
     "Unisex": (("bob", "curly", "short"), ("none",), 1.0, 0.3),
 }
-ARMS = ((8, 3), (10, -6), (14, -2), (24, -16), (40, -46), (46, -58), (30, 24), (52, 150))  # upper, lower arm in degrees
+ARMS = (
+    (8, 3),
+    (10, -6),
+    (14, -2),
+    (24, -16),
+    (40, -46),
+    (46, -58),
+    (30, 24),
+    (52, 150),
+)  # upper, lower arm in degrees
 FRAMES = {  # where the shoulder line lies (in widths of the picture), and the scale
     "upper": ((0.5, 0.44), 1.1), "full": ((0.5, 0.30), 0.69), "no head": ((0.5, 0.1), 1.2),
     "long, no head": ((0.5, 0.05), 0.88), "lower": ((0.5, -0.40), 1.12), "flat": ((0.5, 0.28), 1.22),
@@ -157,8 +271,16 @@ def describe(seed, product_id, *, head_share, gender=None, category=None):
     """
     stream = [np.random.default_rng([seed, product_id, part]) for part in range(5)]
     drawn = int(stream[0].choice(6, p=CLASS_SHARES))
-    category, gender = drawn // 2 if category is None else category, gender or ("Men", "Women")[drawn % 2]
-    record = {"id": product_id, "gender": gender, "category": category, "scene": _scene(stream[1])}
+    category, gender = (
+        drawn // 2 if category is None else category,
+        gender or ("Men", "Women")[drawn % 2],
+    )
+    record = {
+        "id": product_id,
+        "gender": gender,
+        "category": category,
+        "scene": _scene(stream[1]),
+    }
     if category != 1:
         return record | {"cue": "item", "item": _item(stream[2], gender, category)}
     cue = "head" if stream[0].random() < head_share else "garment"
@@ -184,7 +306,11 @@ def _colour(random, palette):
 def _scene(random):
     return {
         "width": _pick(random, (150, 180, 240, 300, 384), (44, 30, 18, 6, 2)),
-        "background": _pick(random, ("white", "near white", "gradient", "colour", "room"), (60, 16, 12, 7, 5)),
+        "background": _pick(
+            random,
+            ("white", "near white", "gradient", "colour", "room"),
+            (60, 16, 12, 7, 5),
+        ),
         "tint": random.integers(150, 236, 3).tolist(),
         "turn": float(random.normal(0, 2)),
         "scale": float(random.uniform(0.9, 1.06)),
@@ -196,8 +322,16 @@ def _scene(random):
 
 def _garment(random, style):
     column = ("Men", "Women", "Unisex").index(style)
-    article = _pick(random, list(APPAREL), [kind.weights[column] for kind in APPAREL.values()])
-    kind, cut = APPAREL[article], {name: size * float(random.normal(1, 0.04)) for name, size in CUTS[style].items()}
+    article = _pick(
+        random, list(APPAREL), [kind.weights[column] for kind in APPAREL.values()]
+    )
+    kind, cut = (
+        APPAREL[article],
+        {
+            name: size * float(random.normal(1, 0.04))
+            for name, size in CUTS[style].items()
+        },
+    )
     return cut | {
         "article": article,
         "dresses": kind.dresses,
@@ -226,7 +360,10 @@ def _head(random, style):
 
 
 def _figure(random, dresses, cue):
-    frames = {"top": ("upper", "full", "no head", "flat"), "legs": ("full", "full", "long, no head", "lower")}
+    frames = {
+        "top": ("upper", "full", "no head", "flat"),
+        "legs": ("full", "full", "long, no head", "lower"),
+    }
     frames = frames.get(dresses, ("full", "full", "long, no head", "full"))
     frame = _pick(random, frames, (65, 12, 13, 10))
     if cue == "head" and frame not in ("upper", "full"):
@@ -240,10 +377,22 @@ def _figure(random, dresses, cue):
 
 
 def _item(random, gender, category):
-    kinds = {name: kind for name, kind in ITEMS.items() if (kind.category == "Accessories") == (category == 0)}
-    article = _pick(random, list(kinds), [kind.weights[gender == "Women"] for kind in kinds.values()])
-    style = gender if random.random() < 0.88 else ("Women", "Men")[gender == "Women"]  # some look like the other's
-    palette = {"leather": f"leather {style}", "any": style}.get(kinds[article].palette, kinds[article].palette)
+    kinds = {
+        name: kind
+        for name, kind in ITEMS.items()
+        if (kind.category == "Accessories") == (category == 0)
+    }
+    article = _pick(
+        random,
+        list(kinds),
+        [kind.weights[gender == "Women"] for kind in kinds.values()],
+    )
+    style = (
+        gender if random.random() < 0.88 else ("Women", "Men")[gender == "Women"]
+    )  # some look like the other's
+    palette = {"leather": f"leather {style}", "any": style}.get(
+        kinds[article].palette, kinds[article].palette
+    )
     return {
         "article": article,
         "style": style,
@@ -254,7 +403,8 @@ def _item(random, gender, category):
         "period": float(random.uniform(0.04, 0.09)),
         "size": (1.0 if style == "Men" else 0.88) * float(random.normal(1, 0.06)),
         "variant": int(random.integers(12)),
-        "mirrored": bool(random.random() < 0.3) and kinds[article].category == "Footwear",
+        "mirrored": bool(random.random() < 0.3)
+        and kinds[article].category == "Footwear",
     }
 
 
@@ -266,21 +416,36 @@ class Canvas:
 
     def __init__(self, scene, centre, scale):
         self.width, self.height = scene["width"], scene["width"] * 4 // 3
-        self.factor = 2 if self.width < 1000 else 1  # a very large picture is smooth enough once it is resized
-        self.picture = _background(scene, self.width * self.factor, self.height * self.factor)
+        self.factor = (
+            2 if self.width < 1000 else 1
+        )  # a very large picture is smooth enough once it is resized
+        self.picture = _background(
+            scene, self.width * self.factor, self.height * self.factor
+        )
         self.mask = Image.new("L", (self.width, self.height))
-        self.pen, self.mask_pen = ImageDraw.Draw(self.picture), ImageDraw.Draw(self.mask)
+        self.pen, self.mask_pen = (
+            ImageDraw.Draw(self.picture),
+            ImageDraw.Draw(self.mask),
+        )
         turn, self.scale = math.radians(scene["turn"]), scale * scene["scale"]
-        self.matrix = self.scale * np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+        self.matrix = self.scale * np.array(
+            [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]
+        )
         self.centre = np.array(centre) + scene["shift"]
 
     def fill(self, outlines, paint, part):
         """Fill polygons (each N x 2) with an RGB colour or a texture, and mark them in the mask as `part`."""
-        stencil = Image.new("1", self.picture.size) if isinstance(paint, Image.Image) else None
+        stencil = (
+            Image.new("1", self.picture.size)
+            if isinstance(paint, Image.Image)
+            else None
+        )
         pen = ImageDraw.Draw(stencil) if stencil else self.pen
         for outline in outlines:
             pixels = (np.asarray(outline) @ self.matrix + self.centre) * self.width
-            pen.polygon((pixels * self.factor).ravel().tolist(), fill=1 if stencil else paint)
+            pen.polygon(
+                (pixels * self.factor).ravel().tolist(), fill=1 if stencil else paint
+            )
             self.mask_pen.polygon(pixels.ravel().tolist(), fill=part)
         if stencil:
             self.picture.paste(paint, mask=stencil)
@@ -290,9 +455,20 @@ class Canvas:
         points = np.asarray(points, float)
         radii = np.broadcast_to(np.asarray(radius, float), len(points))
         along = np.diff(points, axis=0)
-        normal = np.stack([-along[:, 1], along[:, 0]], 1) / np.maximum(np.hypot(*along.T), 1e-9)[:, None]
+        normal = (
+            np.stack([-along[:, 1], along[:, 0]], 1)
+            / np.maximum(np.hypot(*along.T), 1e-9)[:, None]
+        )
         start, end = normal * radii[:-1, None], normal * radii[1:, None]
-        sides = np.stack([points[:-1] + start, points[1:] + end, points[1:] - end, points[:-1] - start], 1)
+        sides = np.stack(
+            [
+                points[:-1] + start,
+                points[1:] + end,
+                points[1:] - end,
+                points[:-1] - start,
+            ],
+            1,
+        )
         joints = points[:, None] + radii[:, None, None] * _unit_circle(0, 360, 12)
         self.fill([*sides, *joints], paint, part)
 
@@ -301,8 +477,13 @@ class Canvas:
         if pattern not in PATTERNS:
             return colour
         step = period * self.scale * self.width * self.factor
-        x, y = np.arange(self.picture.width)[None] / step, np.arange(self.picture.height)[:, None] / step
-        level = np.broadcast_to(PATTERNS[pattern](x, y), (self.picture.height, self.picture.width))
+        x, y = (
+            np.arange(self.picture.width)[None] / step,
+            np.arange(self.picture.height)[:, None] / step,
+        )
+        level = np.broadcast_to(
+            PATTERNS[pattern](x, y), (self.picture.height, self.picture.width)
+        )
         palette = np.array([colour, second, _blend(colour, second, 0.5)], np.uint8)
         return Image.fromarray(palette[level.astype(np.uint8)])
 
@@ -314,7 +495,11 @@ class Canvas:
                 self.sketch(paint, paints, part, stretch=stretch)
                 continue
             for side in (1, -1) if extra == "&" else (1,):
-                outlines, radius = _outlines(shape, numbers, _mirrored(points) if extra == "*" else np.array(points))
+                outlines, radius = _outlines(
+                    shape,
+                    numbers,
+                    _mirrored(points) if extra == "*" else np.array(points),
+                )
                 outlines = [outline * stretch * (side, 1) for outline in outlines]
                 if radius is None:
                     self.fill(outlines, _shade(paint, paints), part)
@@ -325,9 +510,15 @@ class Canvas:
 PATTERNS = {  # (x, y) in periods -> 0 first colour, 1 second colour, 2 between
     "stripes": lambda x, y: y % 1 > 0.6,
     "pinstripes": lambda x, y: (1.6 * x) % 1 > 0.75,
-    "checks": lambda x, y: np.array([0, 2, 1])[(x % 1 > 0.6).astype(int) + (y % 1 > 0.6)],
-    "dots": lambda x, y: (x % 1 - 0.5) ** 2 + ((y + 0.5 * (x // 1 % 2)) % 1 - 0.5) ** 2 < 0.08,
-    "floral": lambda x, y: np.cos(5 * x + 2 * np.sin(3 * y)) * np.cos(5 * y + 2 * np.sin(3 * x)) > 0.35,
+    "checks": lambda x, y: np.array([0, 2, 1])[
+        (x % 1 > 0.6).astype(int) + (y % 1 > 0.6)
+    ],
+    "dots": lambda x, y: (
+        (x % 1 - 0.5) ** 2 + ((y + 0.5 * (x // 1 % 2)) % 1 - 0.5) ** 2 < 0.08
+    ),
+    "floral": lambda x, y: (
+        np.cos(5 * x + 2 * np.sin(3 * y)) * np.cos(5 * y + 2 * np.sin(3 * x)) > 0.35
+    ),
 }
 
 
@@ -342,8 +533,20 @@ def _drawings():
             shape, extra, paint, values = re.fullmatch(
                 r"(\w+)([*&]?) (.+?)((?: [-.,\d]+)*)", " ".join(text.split())
             ).groups()
-            points = [tuple(map(float, value.split(","))) for value in values.split() if "," in value]
-            parsed.append((shape, extra, paint, [float(value) for value in values.split() if "," not in value], points))
+            points = [
+                tuple(map(float, value.split(",")))
+                for value in values.split()
+                if "," in value
+            ]
+            parsed.append(
+                (
+                    shape,
+                    extra,
+                    paint,
+                    [float(value) for value in values.split() if "," not in value],
+                    points,
+                )
+            )
         drawings.setdefault(name, []).append(parsed)
     return drawings
 
@@ -379,13 +582,17 @@ def _curve(points, steps=6):
     end, before = np.roll(points, -1, 0), np.roll(points, 1, 0)
     slope = (end - before) / 2
     reach = np.minimum(np.hypot(*(end - points).T), np.hypot(*(points - before).T))
-    slope *= np.minimum(1, reach / np.maximum(np.hypot(*slope.T), 1e-9))[:, None]  # no loops beside short edges
+    slope *= np.minimum(1, reach / np.maximum(np.hypot(*slope.T), 1e-9))[
+        :, None
+    ]  # no loops beside short edges
     t = (np.arange(steps) / steps)[None, :, None]
     along = t * t * (3 - 2 * t)
     between = points[:, None] * (1 - along) + end[:, None] * along
-    return (between + slope[:, None] * t * (1 - t) ** 2 - np.roll(slope, -1, 0)[:, None] * t**2 * (1 - t)).reshape(
-        -1, 2
-    )
+    return (
+        between
+        + slope[:, None] * t * (1 - t) ** 2
+        - np.roll(slope, -1, 0)[:, None] * t**2 * (1 - t)
+    ).reshape(-1, 2)
 
 
 def _mirrored(points):
@@ -400,7 +607,11 @@ def _shade(paint, paints):
     """Return the paint of a drawing: "metal-30" is the colour `paints["metal"]` with 30 % black."""
     name, sign, percent = re.fullmatch(r"(\w+)(?:([-+])(\d+))?", paint).groups()
     return (
-        _blend(paints[name], (255, 255, 255) if sign == "+" else (0, 0, 0), int(percent) / 100)
+        _blend(
+            paints[name],
+            (255, 255, 255) if sign == "+" else (0, 0, 0),
+            int(percent) / 100,
+        )
         if sign
         else paints[name]
     )
@@ -410,16 +621,26 @@ def _background(scene, width, height):
     tint, kind = tuple(scene["tint"]), scene["background"]
     if kind == "gradient":
         ramp = Image.linear_gradient("L").resize((width, height))
-        return Image.merge("RGB", [ramp.point([round(246 - 0.27 * level) for level in range(256)])] * 3)
+        return Image.merge(
+            "RGB", [ramp.point([round(246 - 0.27 * level) for level in range(256)])] * 3
+        )
     pale = _blend(tint, (255, 255, 255), 0.35)
-    plain = {"white": (255, 255, 255), "near white": (max(tint) // 5 + 204,) * 3}.get(kind, pale)
+    plain = {"white": (255, 255, 255), "near white": (max(tint) // 5 + 204,) * 3}.get(
+        kind, pale
+    )
     picture = Image.new("RGB", (width, height), plain)
     if kind == "room":
         pen, floor = ImageDraw.Draw(picture), round(height * (0.76 + scene["shift"][0]))
         pen.rectangle((0, floor, width, height), fill=_blend(tint, (0, 0, 0), 0.25))
-        pen.rectangle((0, floor - height // 50, width, floor), fill=_blend(tint, (255, 255, 255), 0.8))
+        pen.rectangle(
+            (0, floor - height // 50, width, floor),
+            fill=_blend(tint, (255, 255, 255), 0.8),
+        )
         left = round(width * (0.1 if scene["shift"][1] > 0 else 0.62))
-        pen.rectangle((left, height // 9, left + width // 4, height // 3), fill=_blend(tint, (255, 255, 255), 0.7))
+        pen.rectangle(
+            (left, height // 9, left + width // 4, height // 3),
+            fill=_blend(tint, (255, 255, 255), 0.7),
+        )
     return picture
 
 
@@ -436,14 +657,18 @@ def paint(record, seed):
     """
     canvas = _paint_item(record) if "item" in record else _paint_figure(record)
     random = np.random.default_rng([seed, record["id"], 5])
-    picture = canvas.picture if canvas.factor == 1 else canvas.picture.reduce(canvas.factor)
+    picture = (
+        canvas.picture if canvas.factor == 1 else canvas.picture.reduce(canvas.factor)
+    )
     return _light(picture, canvas.mask, record["scene"]["noise"], random), canvas.mask
 
 
 def _paint_item(record):
     item, scene = record["item"], record["scene"]
     canvas = Canvas(scene | {"turn": scene["turn"] * 3}, (0.5, 2 / 3), item["size"])
-    colour, second, metal = (COLOURS[item[name]] for name in ("colour", "second", "metal"))
+    colour, second, metal = (
+        COLOURS[item[name]] for name in ("colour", "second", "metal")
+    )
     paints = BASICS | {
         "colour": colour,
         "second": _blend(second, (255, 255, 255), 0.25) if second == colour else second,
@@ -454,29 +679,48 @@ def _paint_item(record):
     }
     names = (item["article"], f"{item['article']} {item['style']}")
     name = names[names[1] in _drawings()]
-    canvas.sketch(name, paints, ITEM, variant=item["variant"], stretch=(-1 if item["mirrored"] else 1, 1))
+    canvas.sketch(
+        name,
+        paints,
+        ITEM,
+        variant=item["variant"],
+        stretch=(-1 if item["mirrored"] else 1, 1),
+    )
     return canvas
 
 
 def _paint_figure(record):
     garment, figure, head = record["garment"], record["figure"], record["head"]
     canvas = Canvas(record["scene"], *FRAMES[figure["frame"]])
-    colour, second, beside = (COLOURS[garment[name]] for name in ("colour", "second", "beside"))
+    colour, second, beside = (
+        COLOURS[garment[name]] for name in ("colour", "second", "beside")
+    )
     second = _blend(second, (255, 255, 255), 0.5) if second == colour else second
     fabric = canvas.texture(garment["pattern"], colour, second, garment["period"])
-    product = BASICS | {"colour": colour, "second": second, "fabric": fabric, "skin": figure["skin"]}
+    product = BASICS | {
+        "colour": colour,
+        "second": second,
+        "fabric": fabric,
+        "skin": figure["skin"],
+    }
     other = product | {"colour": beside, "fabric": beside}
-    top, legs = {"legs": (other, product), "skirt": (other, product), "saree": (product, product)}.get(
-        garment["dresses"], (product, other)
-    )
-    if figure["frame"] == "flat":  # nobody wears it: what shows at the neck is its inside
+    top, legs = {
+        "legs": (other, product),
+        "skirt": (other, product),
+        "saree": (product, product),
+    }.get(garment["dresses"], (product, other))
+    if (
+        figure["frame"] == "flat"
+    ):  # nobody wears it: what shows at the neck is its inside
         _paint_top(canvas, garment, figure, top | {"skin": _shade("colour-50", top)})
         return canvas
     hair = BASICS | {"hair": tuple(head["hair_colour"])}
     if f"behind {head['hair']}" in _drawings():
         canvas.sketch(f"behind {head['hair']}", hair, HAIR)
     _paint_legs(canvas, garment, figure, legs)
-    canvas.stroke([(0, -0.12), (0, 0.03)], (0.045, 0.06), _shade("skin-10", product), GARMENT)
+    canvas.stroke(
+        [(0, -0.12), (0, 0.03)], (0.045, 0.06), _shade("skin-10", product), GARMENT
+    )
     _paint_top(canvas, garment, figure, top)
     _paint_head(canvas, head, figure["skin"], hair)
     return canvas
@@ -484,22 +728,45 @@ def _paint_figure(record):
 
 def _paint_legs(canvas, garment, figure, paints):
     """Draw legs and shoes, and over them trousers or a skirt in the paint "fabric"."""
-    dresses, hip, waist, hem = (garment[name] for name in ("dresses", "hip", "waist", "hem"))
+    dresses, hip, waist, hem = (
+        garment[name] for name in ("dresses", "hip", "waist", "hem")
+    )
     for side in (-1, 1):
         foot = side * (0.085 + figure["stance"])
-        leg = np.array([(side * hip * 0.52, 0.62), (side * (0.09 + figure["stance"] * 0.6), 0.97), (foot, 1.36)])
+        leg = np.array(
+            [
+                (side * hip * 0.52, 0.62),
+                (side * (0.09 + figure["stance"] * 0.6), 0.97),
+                (foot, 1.36),
+            ]
+        )
         canvas.stroke(leg, (0.075, 0.055, 0.035), paints["skin"], GARMENT)
-        canvas.stroke([(foot - 0.02, 1.375), (foot + 0.02, 1.375)], 0.03, (60, 50, 48), GARMENT)
+        canvas.stroke(
+            [(foot - 0.02, 1.375), (foot + 0.02, 1.375)], 0.03, (60, 50, 48), GARMENT
+        )
         if dresses not in ("dress", "skirt"):
             _paint_trouser_leg(canvas, garment, paints, side, leg)
     seat = [(waist * 0.98, 0.4), (waist, 0.42), (hip, 0.58)]
     if dresses in ("skirt", "saree"):
         low = hip + garment["flare"]
-        canvas.fill([_curve(_mirrored([*seat, (low, hem), (low, hem)]))], paints["fabric"], GARMENT)
+        canvas.fill(
+            [_curve(_mirrored([*seat, (low, hem), (low, hem)]))],
+            paints["fabric"],
+            GARMENT,
+        )
         for fold in (-0.6, -0.2, 0.2, 0.6):
-            canvas.stroke([(fold * hip, 0.6), (fold * low, hem)], 0.003, _shade("colour-25", paints), GARMENT)
+            canvas.stroke(
+                [(fold * hip, 0.6), (fold * low, hem)],
+                0.003,
+                _shade("colour-25", paints),
+                GARMENT,
+            )
     elif dresses != "dress":
-        canvas.fill([_curve(_mirrored([*seat, (hip * 1.02, 0.66), (0.03, 0.72)]))], paints["fabric"], GARMENT)
+        canvas.fill(
+            [_curve(_mirrored([*seat, (hip * 1.02, 0.66), (0.03, 0.72)]))],
+            paints["fabric"],
+            GARMENT,
+        )
 
 
 def _paint_trouser_leg(canvas, garment, paints, side, leg):
@@ -511,7 +778,10 @@ def _paint_trouser_leg(canvas, garment, paints, side, leg):
         nodes, radii = [leg[0], end], (garment["hip"] * 0.53, 0.085)
     canvas.stroke(nodes, radii, paints["fabric"], GARMENT)
     if garment["pattern"] == "side stripe":
-        edge = [(x + side * radius * 0.8, y) for (x, y), radius in zip(nodes, radii, strict=True)]
+        edge = [
+            (x + side * radius * 0.8, y)
+            for (x, y), radius in zip(nodes, radii, strict=True)
+        ]
         canvas.stroke(edge, 0.009, BASICS["chalk"], GARMENT)
     seam = [(side * 0.012, 0.68), (side * 0.03, min(hem, 0.95))]
     canvas.stroke(seam, 0.003, _shade("colour-35", paints), GARMENT)
@@ -519,14 +789,35 @@ def _paint_trouser_leg(canvas, garment, paints, side, leg):
 
 def _paint_top(canvas, garment, figure, paints):
     """Draw torso and arms, then the details that tell a shirt from a T-shirt or a kurta."""
-    dresses, shoulder, waist, hip = (garment[name] for name in ("dresses", "shoulder", "waist", "hip"))
-    alone = dresses in ("top", "long", "dress")  # else it ends at the waist of what is below
+    dresses, shoulder, waist, hip = (
+        garment[name] for name in ("dresses", "shoulder", "waist", "hip")
+    )
+    alone = dresses in (
+        "top",
+        "long",
+        "dress",
+    )  # else it ends at the waist of what is below
     hem, flare = (garment["hem"], garment["flare"]) if alone else (0.45, 0)
     low = np.interp(hem, (0.42, 0.6), (waist, hip)) + flare + 0.006
-    side = [(0.065, -0.015), (0.07, -0.01), (shoulder * 0.9, 0.045), (shoulder * 0.82, 0.17), (waist + 0.008, 0.40)]
+    side = [
+        (0.065, -0.015),
+        (0.07, -0.01),
+        (shoulder * 0.9, 0.045),
+        (shoulder * 0.82, 0.17),
+        (waist + 0.008, 0.40),
+    ]
     hips = [(hip + 0.01 + flare * 0.3, 0.6)] if hem > 0.66 else []
-    canvas.fill([_curve(_mirrored([*side, *hips, (low, hem), (low, hem)]))], paints["fabric"], GARMENT)
-    canvas.stroke([(-low * 0.97, hem - 0.015), (low * 0.97, hem - 0.015)], 0.0025, _shade("colour-25", paints), GARMENT)
+    canvas.fill(
+        [_curve(_mirrored([*side, *hips, (low, hem), (low, hem)]))],
+        paints["fabric"],
+        GARMENT,
+    )
+    canvas.stroke(
+        [(-low * 0.97, hem - 0.015), (low * 0.97, hem - 0.015)],
+        0.0025,
+        _shade("colour-25", paints),
+        GARMENT,
+    )
     if dresses == "saree":
         canvas.sketch("drape", paints, GARMENT)
     poses = figure["arms"] if figure["frame"] != "flat" else [(24, 20)] * 2
@@ -544,14 +835,30 @@ def _paint_arm(canvas, garment, figure, paints, side, pose):
     elbow, wrist = joint + reach[0], joint + reach[0] + reach[1]
     if figure["frame"] != "flat":
         hand = wrist + reach[1] * 0.13
-        canvas.stroke([joint, elbow, wrist, hand], (0.045, 0.038, 0.026, 0.032), paints["skin"], GARMENT)
+        canvas.stroke(
+            [joint, elbow, wrist, hand],
+            (0.045, 0.038, 0.026, 0.032),
+            paints["skin"],
+            GARMENT,
+        )
     upper, lower = min(garment["sleeve"] * 2, 1), max(garment["sleeve"] * 2 - 1, 0)
     if upper:
-        nodes = [joint, joint + reach[0] * upper, *([elbow + reach[1] * lower] if lower else [])]
-        canvas.stroke(nodes, (0.055, 0.05, 0.04)[: len(nodes)], paints["fabric"], GARMENT)
+        nodes = [
+            joint,
+            joint + reach[0] * upper,
+            *([elbow + reach[1] * lower] if lower else []),
+        ]
+        canvas.stroke(
+            nodes, (0.055, 0.05, 0.04)[: len(nodes)], paints["fabric"], GARMENT
+        )
         last = reach[1] if lower else reach[0]
         cuff = last[::-1] * (1, -1) / np.hypot(*last) * (0.04 if lower else 0.048)
-        canvas.stroke([nodes[-1] - cuff, nodes[-1] + cuff], 0.005, _shade("colour-30", paints), GARMENT)
+        canvas.stroke(
+            [nodes[-1] - cuff, nodes[-1] + cuff],
+            0.005,
+            _shade("colour-30", paints),
+            GARMENT,
+        )
     crease = np.array([(side * -0.034, 0.1), (side * -0.03, 0.04)]) + joint
     canvas.stroke(crease, 0.0025, _shade("colour-20", paints), GARMENT)
 
@@ -566,7 +873,9 @@ def _paint_head(canvas, head, skin, paints):
     }
     canvas.sketch("face", paints, FACE, stretch=(head["width"], 1))
     if head["beard"] != "none":
-        canvas.sketch(f"beard {head['beard']}", paints, FACE, stretch=(head["width"], 1))
+        canvas.sketch(
+            f"beard {head['beard']}", paints, FACE, stretch=(head["width"], 1)
+        )
     canvas.sketch(f"face {head['style']}", paints, FACE)
     canvas.sketch(f"hair {head['hair']}", paints, HAIR)
 
@@ -575,13 +884,17 @@ def _light(picture, mask, noise, random):
     """Give the drawing volume: light from the upper left, a soft shadow, folds in the cloth, the camera's noise."""
     width, height = picture.size
     shape = mask.point([0] + [255] * 255)
-    soft = shape.filter(ImageFilter.BoxBlur(width / 40)).filter(ImageFilter.BoxBlur(width / 40))
+    soft = shape.filter(ImageFilter.BoxBlur(width / 40)).filter(
+        ImageFilter.BoxBlur(width / 40)
+    )
     reach = round(width / 50)
     relief = _moved(soft, reach, reach) - _moved(soft, -reach, -reach)
     folds = Image.fromarray(random.normal(0, 1, (7, 9)).astype(np.float32))
     folds = folds.resize(picture.size, Image.Resampling.BICUBIC)
     lit = 0.88 + 0.28 * relief + 0.035 * np.asarray(folds) + 0.12 * _moved(soft, 0, 0)
-    gain = np.where(np.asarray(shape), lit, 1 - 0.22 * _moved(soft, -reach, round(-1.6 * reach)))
+    gain = np.where(
+        np.asarray(shape), lit, 1 - 0.22 * _moved(soft, -reach, round(-1.6 * reach))
+    )
     grain = noise * random.standard_normal((height, width), dtype=np.float32)
     pixels = np.asarray(picture) * gain[..., None] + grain[..., None]
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -589,15 +902,28 @@ def _light(picture, mask, noise, random):
 
 def _moved(picture, right, down):
     """Return the grey picture as float32 in 0..1, seen (right, down) pixels further on, 0 beyond the edge."""
-    moved = picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, right, 0, 1, down))
+    moved = picture.transform(
+        picture.size, Image.Transform.AFFINE, (1, 0, right, 0, 1, down)
+    )
     return np.asarray(moved, np.float32) / 255
 
 
 # --- The catalogue -------------------------------------------------------------------------------------------------
 
 
-SOUND = {"gender": None, "image": True, "row": True, "copy_of": None, "commas": 0, "mode": "RGB", "width": None}
-SOUND |= {"other_label": False, "truncated": False}  # other_label: a copy that contradicts its original
+SOUND = {
+    "gender": None,
+    "image": True,
+    "row": True,
+    "copy_of": None,
+    "commas": 0,
+    "mode": "RGB",
+    "width": None,
+}
+SOUND |= {
+    "other_label": False,
+    "truncated": False,
+}  # other_label: a copy that contradicts its original
 
 
 def draw(folder, *, products=1200, seed=0, head_share=0.4):
@@ -614,15 +940,24 @@ def draw(folder, *, products=1200, seed=0, head_share=0.4):
             f"found products={products}, seed={seed}, head_share={head_share}."
         )
     folder = Path(folder)
-    settings = {"version": VERSION, "products": products, "seed": seed, "head_share": float(head_share)}
+    settings = {
+        "version": VERSION,
+        "products": products,
+        "seed": seed,
+        "head_share": float(head_share),
+    }
     if _finished(folder, settings):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}-", dir=folder.parent
+    ) as scratch:
         unfinished = Path(scratch, "catalogue")
         _draw_all(unfinished, settings)
         try:
-            unfinished.rename(folder)  # replaces an empty folder, never one with content
+            unfinished.rename(
+                folder
+            )  # replaces an empty folder, never one with content
         except OSError:
             if not _finished(folder, settings):  # another process may have been faster
                 raise
@@ -635,9 +970,13 @@ def _finished(folder, settings):
     try:
         found = json.loads((folder / "catalogue.json").read_text())["settings"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{folder} holds something that synthetic.draw did not make: name another folder.") from None
+        raise InputError(
+            f"{folder} holds something that synthetic.draw did not make: name another folder."
+        ) from None
     if found != settings:
-        raise InputError(f"{folder} was drawn with {found}, asked for is {settings}: delete it or name another folder.")
+        raise InputError(
+            f"{folder} was drawn with {found}, asked for is {settings}: delete it or name another folder."
+        )
     return True
 
 
@@ -651,14 +990,23 @@ def _draw_all(folder, settings):
         for entry, record in zip(plan, records, strict=True)
         if entry["image"] and not entry["copy_of"]
     ]
-    jobs.sort(key=lambda job: -job[1][1]["scene"]["width"])  # the few large ones first, so that none is left at the end
+    jobs.sort(
+        key=lambda job: -job[1][1]["scene"]["width"]
+    )  # the few large ones first, so that none is left at the end
     drawn = joblib.Parallel(n_jobs=-1, batch_size=8, return_as="generator")(jobs)
     for _ in progress(drawn, "drawing the synthetic catalogue", total=len(jobs)):
         pass
     for entry in plan:
         for name in ("images/{}.jpg", "masks/{}.png") if entry["copy_of"] else ():
-            shutil.copyfile(folder / name.format(entry["copy_of"]), folder / name.format(entry["id"]))
-    rows = [_row(record, entry, settings["seed"]) for entry, record in zip(plan, records, strict=True) if entry["row"]]
+            shutil.copyfile(
+                folder / name.format(entry["copy_of"]),
+                folder / name.format(entry["id"]),
+            )
+    rows = [
+        _row(record, entry, settings["seed"])
+        for entry, record in zip(plan, records, strict=True)
+        if entry["row"]
+    ]
     (folder / "styles.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
     facts = {"settings": settings, **_truth(plan, records)}
     (folder / "catalogue.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -673,11 +1021,29 @@ def _plan(products, seed):
         return max(least, round(count * products / 1200))
 
     lost, others = scaled(4), scaled(63, 3)
-    defects = [{"gender": ("Unisex", "Boys", "Girls", "Unisex", "Unisex")[number % 5]} for number in range(others)]
-    defects += [{"image": False}] * lost + [{"row": False}, {"truncated": True}, {"mode": "CMYK"}, {"commas": 2}]
-    defects += [{"commas": 1}] * scaled(5) + [{"mode": "L"}] * scaled(12) + [{"width": 1800}] * scaled(3)
-    count = products + 2 + lost + others  # 2: the truncated file, and the image without a row
-    ids = np.random.default_rng([seed]).permutation(np.arange(1163, 60000))[:count].tolist()
+    defects = [
+        {"gender": ("Unisex", "Boys", "Girls", "Unisex", "Unisex")[number % 5]}
+        for number in range(others)
+    ]
+    defects += [{"image": False}] * lost + [
+        {"row": False},
+        {"truncated": True},
+        {"mode": "CMYK"},
+        {"commas": 2},
+    ]
+    defects += (
+        [{"commas": 1}] * scaled(5)
+        + [{"mode": "L"}] * scaled(12)
+        + [{"width": 1800}] * scaled(3)
+    )
+    count = (
+        products + 2 + lost + others
+    )  # 2: the truncated file, and the image without a row
+    ids = (
+        np.random.default_rng([seed])
+        .permutation(np.arange(1163, 60000))[:count]
+        .tolist()
+    )
     places = iter(np.random.default_rng([seed, products]).permutation(count).tolist())
     plan = [{"id": number, **SOUND} for number in ids]
     for defect in defects:
@@ -692,7 +1058,9 @@ def _plan(products, seed):
 def _record(entry, settings):
     shown = {"Boys": "Men", "Girls": "Women"}.get(entry["gender"])
     source = entry["copy_of"] or entry["id"]
-    record = describe(settings["seed"], source, head_share=settings["head_share"], gender=shown)
+    record = describe(
+        settings["seed"], source, head_share=settings["head_share"], gender=shown
+    )
     if entry["width"]:
         record["scene"]["width"] = entry["width"]
     if entry["other_label"]:
@@ -703,24 +1071,41 @@ def _record(entry, settings):
 def _save(folder, record, entry, seed):
     picture, mask = paint(record, seed)
     stream = io.BytesIO()
-    picture.convert(entry["mode"]).save(stream, "JPEG", quality=record["scene"]["quality"])
+    picture.convert(entry["mode"]).save(
+        stream, "JPEG", quality=record["scene"]["quality"]
+    )
     data = stream.getvalue()
-    (folder / "images" / f"{entry['id']}.jpg").write_bytes(data[: len(data) // 2] if entry["truncated"] else data)
+    (folder / "images" / f"{entry['id']}.jpg").write_bytes(
+        data[: len(data) // 2] if entry["truncated"] else data
+    )
     mask.save(folder / "masks" / f"{entry['id']}.png")
 
 
 def _row(record, entry, seed):
     """Return one line of styles.csv; a malformed one has commas inside its last field."""
     random = np.random.default_rng([seed, entry["id"], 6])
-    part, gender = record.get("item") or record["garment"], entry["gender"] or record["gender"]
+    part, gender = (
+        record.get("item") or record["garment"],
+        entry["gender"] or record["gender"],
+    )
     article, colour = part["article"], part["colour"]
     kind = ITEMS.get(article) or APPAREL[article]
     category = getattr(kind, "category", "Apparel")
-    noun = article if article in PAIRS or category == "Footwear" else re.sub("(?<=ch|ss)es$|s$", "", article)
-    brand, look = _pick(random, BRANDS.split()).replace("_", " "), LOOKS.get(part["pattern"], "Printed ")
+    noun = (
+        article
+        if article in PAIRS or category == "Footwear"
+        else re.sub("(?<=ch|ss)es$|s$", "", article)
+    )
+    brand, look = (
+        _pick(random, BRANDS.split()).replace("_", " "),
+        LOOKS.get(part["pattern"], "Printed "),
+    )
     name = f"{brand} {gender} {colour} {look}{noun}" + EXTRAS[entry["commas"]]
     usage = USAGES.get(article, "Casual")
-    season, year = _pick(random, ("Summer", "Fall", "Winter", "Spring"), (48, 26, 19, 7)), random.integers(2011, 2019)
+    season, year = (
+        _pick(random, ("Summer", "Fall", "Winter", "Spring"), (48, 26, 19, 7)),
+        random.integers(2011, 2019),
+    )
     return f"{entry['id']},{gender},{category},{kind.sub},{article},{colour},{season},{year},{usage},{name}"
 
 
@@ -729,7 +1114,10 @@ def _truth(plan, records):
     classes = Counter(
         2 * record["category"] + (record["gender"] == "Women")
         for entry, record in zip(plan, records, strict=True)
-        if entry["row"] and entry["image"] and not entry["truncated"] and not entry["gender"]
+        if entry["row"]
+        and entry["image"]
+        and not entry["truncated"]
+        and not entry["gender"]
     )
     return {
         "rows": sum(entry["row"] for entry in plan),
@@ -739,7 +1127,9 @@ def _truth(plan, records):
         "images_without_row": sum(not entry["row"] for entry in plan),
         "unreadable_images": sum(entry["truncated"] for entry in plan),
         "duplicate_groups": len({entry["copy_of"] for entry in plan} - {None}),
-        "duplicate_label_conflicts": len({entry["copy_of"] for entry in plan if entry["other_label"]}),
+        "duplicate_label_conflicts": len(
+            {entry["copy_of"] for entry in plan if entry["other_label"]}
+        ),
         "products": classes.total(),
         "class_counts": [classes[label] for label in range(6)],
     }

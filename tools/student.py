@@ -1,6 +1,6 @@
 """The course for students: the notebooks without solutions, and a test that checks the answers.
 
-    make student                       # or: python -m fashionlib.student
+    make student                       # or: python -m tools.student
     .venv/bin/pytest build/student     # what a student calls afterwards
 
 It writes `build/student/`: `notebooks/`, where a stub `answer_4_1 = ...` stands for each solution; `test_exercises.py`,
@@ -65,7 +65,11 @@ def after_explanation(text: str) -> str:
 def stub(solution: str) -> str:
     """The cell that a student fills in; of the solution it keeps the answer's name and its description."""
     answer = ANSWER.search(solution)
-    return f"# your code\n{answer[1]} = ...  {answer[2]}" if answer else "# your code: an open question, not checked"
+    return (
+        f"# your code\n{answer[1]} = ...  {answer[2]}"
+        if answer
+        else "# your code: an open question, not checked"
+    )
 
 
 def write(folder: Path, sources: Iterable[Path]) -> None:
@@ -73,26 +77,44 @@ def write(folder: Path, sources: Iterable[Path]) -> None:
 
     Raises InputError where `folder` holds a notebook that is not as it was written.
     """
-    made = {path.name: without_solutions(json.loads(path.read_text())) for path in sources}
-    texts = {name: json.dumps(notebook, indent=1, ensure_ascii=False) + "\n" for name, (notebook, _) in made.items()}
+    made = {
+        path.name: without_solutions(json.loads(path.read_text())) for path in sources
+    }
+    texts = {
+        name: json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        for name, (notebook, _) in made.items()
+    }
     refuse_changed(folder, texts)
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / "notebooks" / name).write_text(text)
-    solutions = json.dumps({Path(name).stem: found for name, (_, found) in made.items()})
+    solutions = json.dumps(
+        {Path(name).stem: found for name, (_, found) in made.items()}
+    )
     packed = base64.b64encode(zlib.compress(solutions.encode())).decode()
     written = {name: digest(folder / "notebooks" / name) for name in texts}
-    artifacts.write_json(folder / "solutions.json", {"written": written, "solutions": packed})
-    shutil.copyfile(Path(__file__).with_name("exercise_check.py"), folder / "test_exercises.py")
+    artifacts.write_json(
+        folder / "solutions.json", {"written": written, "solutions": packed}
+    )
+    shutil.copyfile(
+        Path(__file__).with_name("exercise_check.py"), folder / "test_exercises.py"
+    )
 
 
 def refuse_changed(folder: Path, texts: dict[str, str]) -> None:
     """Raise InputError where a notebook is neither what was written last nor what would be written now."""
     record = folder / "solutions.json"
     written = json.loads(record.read_text())["written"] if record.exists() else {}
-    there = [path for path in (folder / "notebooks" / name for name in texts) if path.exists()]
+    there = [
+        path
+        for path in (folder / "notebooks" / name for name in texts)
+        if path.exists()
+    ]
     changed = [
-        path.name for path in there if digest(path) != written.get(path.name) and path.read_text() != texts[path.name]
+        path.name
+        for path in there
+        if digest(path) != written.get(path.name)
+        and path.read_text() != texts[path.name]
     ]
     if changed:
         raise InputError(
