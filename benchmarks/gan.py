@@ -1,8 +1,9 @@
-"""The DCGAN's step side by side: python benchmarks/gan.py (about 2 minutes on 2 cores).
+"""The DCGAN's step side by side: python benchmarks/gan.py (2 minutes on 2 cores).
 
-Ours against the loop of PyTorch's own DCGAN example and tutorial: ImageFolder and DataLoader over JPEGs, float32, the
-memory format of torch's defaults; and against the same loop with its batches ready in memory. Same networks (the
-paper's), batch 128, same pictures. Each candidate runs in a process of its own; they take turns.
+Ours against the loop of PyTorch's own DCGAN example and tutorial: ImageFolder and
+DataLoader over JPEGs, float32, the memory format of torch's defaults; and against the
+same loop with its batches ready in memory. Same networks (the paper's), batch 128, same
+images. Each candidate runs in a process of its own; they take turns.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from torchvision import datasets, transforms
 
 from fashionlib import dcgan
 
-BATCH, PICTURES, ROUNDS, SIDE = 128, 512, 5, dcgan.SIZE
+BATCH, IMAGES, ROUNDS, SIDE = 128, 512, 5, dcgan.SIZE
 
 
-# --- candidates: each trains for one epoch and returns its number of pictures -----------------------------------------
+# --- candidates: what each makes trains for one epoch ---------------------------------
 
 
 def ours(folder: Path):
-    data = measuring.read_pictures(folder, PICTURES)
+    data = measuring.read_pictures(folder, IMAGES)
     recipe = dcgan.Recipe(epochs=1, batch_size=BATCH)
     return lambda: dcgan.fit(data, recipe=recipe)
 
 
 def example(folder: Path, *, in_memory: bool):
-    """The step as the example writes it: each loss has a backward pass of its own, labels are filled in."""
+    """The example's own step: a backward pass for each loss, labels are filled in."""
     steps = [
         transforms.Resize(SIDE),
         transforms.CenterCrop(SIDE),
@@ -50,10 +51,8 @@ def example(folder: Path, *, in_memory: bool):
     batches = list(loader) if in_memory else loader
     generator, discriminator = dcgan.Generator(), dcgan.Discriminator()
     criterion = nn.BCEWithLogitsLoss()
-    updates = [
-        torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999))
-        for network in (generator, discriminator)
-    ]
+    g_optimizer = torch.optim.Adam(generator.parameters(), 2e-4, (0.5, 0.999))
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), 2e-4, (0.5, 0.999))
 
     def epoch() -> None:
         for real, _ in batches:
@@ -63,11 +62,11 @@ def example(folder: Path, *, in_memory: bool):
             fake = generator(torch.randn(len(real), 100))
             label.fill_(0.0)
             criterion(discriminator(fake.detach()), label).backward()
-            updates[1].step()
+            d_optimizer.step()
             generator.zero_grad()
             label.fill_(1.0)
             criterion(discriminator(fake), label).backward()
-            updates[0].step()
+            g_optimizer.step()
 
     return epoch
 
@@ -88,7 +87,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         measuring.write_pictures(
-            Path(folder), measuring.photographs(40)[1], SIDE, PICTURES
+            Path(folder), measuring.photographs(40)[1], SIDE, IMAGES
         )
         commands = {
             name: [sys.executable, __file__, "--serve", folder, name]
@@ -96,7 +95,7 @@ def main() -> None:
         }
         answers = measuring.in_processes(commands, ROUNDS)
     rates = {
-        name: [PICTURES / answer["seconds"] for answer in each]
+        name: [IMAGES / answer["seconds"] for answer in each]
         for name, each in answers.items()
     }
     rows = [

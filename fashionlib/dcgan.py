@@ -1,164 +1,291 @@
-"""DCGAN: a generator and a discriminator for 64x64 pictures, trained against each other.
+"""DCGAN: a generator and a discriminator of 64x64 images, trained against each other.
 
-    train = dcgan.of_classes(prepared, [1])                          # Women/Accessories
-    recipe = dcgan.Recipe(epochs=13, ema=0.99)
-    result = dcgan.fit(train, recipe=recipe, checkpoint=path)        # result.generator, .history, .snapshots, .alarms
-    pictures = dcgan.sample(result.generator, dcgan.noise(16, seed=1))
+    train = prepared.subset("train", dcgan.SIZE, [1])       # Women/Accessories
+    recipe = dcgan.Recipe(epochs=13, ema_decay=0.99)
+    result = dcgan.fit(train, recipe=recipe, checkpoint=folder / "dcgan_1")
+    generated = dcgan.sample(result.generator, dcgan.noise(16, seed=1))
 
-Pictures are uint8 (N, 64, 64, 3) NumPy arrays outside, float32 (N, 3, 64, 64) in [-1, 1] inside. How good they are is
-judged by `fashionlib.gan_metrics`.
-Measured on 2 CPU cores, bfloat16: 216 real pictures a second with the paper's 64 feature maps and batch 128
-(`benchmarks/results/small-cpu.json`).
+Images are uint8 arrays (N, 64, 64, 3) outside and float32 tensors (N, 3, 64, 64) in
+[-1, 1] inside. `fashionlib.gan_metrics` measures how good they are.
+Measured on 2 CPU cores in bfloat16: 216 training images a second with the paper's 64
+channels and batches of 128 (`benchmarks/results/small-cpu.json`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fashionlib import adversarial, artifacts, gan_metrics, images, runtime
-from fashionlib.catalogue import CLASS_NAMES
-from fashionlib.generators import (
-    Discriminator,
-    Generator,
-    OfClass,
-    interpolate,
-    noise,
-    sample,
-)
-from fashionlib.images import ImageSet, Prepared
+from fashionlib import artifacts, cpu, gan_metrics, images, runtime
+from fashionlib.images import ImageSet
 from fashionlib.runtime import InputError
 
-__all__ = [
-    "Discriminator",
-    "Generator",
-    "Recipe",
-    "fit",
-    "interpolate",
-    "load",
-    "noise",
-    "of_classes",
-    "sample",
-    "save",
-]
-VERSION = 2  # of the training: raise it when the same settings would give other weights
-SIZE = 64  # side of the pictures: four doublings of a 4x4 map
-SNAPSHOTS = 16  # moments of the training that are kept
-RECORD = (
-    "discriminator_loss",
-    "generator_loss",
-    "real_score",
-    "fake_score",
-)  # what is kept of every step
-LOSSES = ("non-saturating", "hinge")
-# What helped on the real catalogue within 700 steps: benchmarks/experiments/gan_recipes.py. The average of the weights,
-# which helped as well, is set apart from it (`ema`), as its decay depends on the number of steps.
-BEST = {"learning_rate": 4e-4}
-PENALTY_EVERY = (
-    16  # steps between two gradient penalties, each as heavy as 16 (Karras et al. 2020)
-)
+SIZE = 64  # side of the images: four doublings of a 4x4 map
+RECORDED = ("discriminator_loss", "generator_loss", "real_score", "fake_score")
+
+# --- the two networks -----------------------------------------------------------------
+
+
+class Generator(nn.Sequential):
+    """Noise z (B, latent_dim) to images (B, 3, 64, 64) in [-1, 1].
+
+    base_channels: channels of the last hidden layer, c below; 64 gives 3,576,704
+    parameters. Radford et al. 2016, https://arxiv.org/abs/1511.06434
+    Taught in: chapter 5
+    """
+
+    def __init__(self, latent_dim: int = 100, base_channels: int = 64):
+        c = base_channels
+        super().__init__(
+            nn.Unflatten(1, (latent_dim, 1, 1)),
+            *_up(latent_dim, 8 * c, stride=1, padding=0),  # (B, 8c, 4, 4)
+            *_up(8 * c, 4 * c),  # (B, 4c, 8, 8)
+            *_up(4 * c, 2 * c),  # (B, 2c, 16, 16)
+            *_up(2 * c, c),  # (B, c, 32, 32)
+            nn.ConvTranspose2d(c, 3, 4, stride=2, padding=1, bias=False),
+            nn.Tanh(),  # (B, 3, 64, 64)
+        )
+        self.apply(_initialize)
+
+
+class Discriminator(nn.Sequential):
+    """Images (B, 3, 64, 64) in [-1, 1] to one logit each (B,); above 0 means "real".
+
+    base_channels: channels of the first layer, c below; 64 gives 2,765,568 parameters.
+    Radford et al. 2016, https://arxiv.org/abs/1511.06434
+    Taught in: chapter 5
+    """
+
+    def __init__(self, base_channels: int = 64):
+        c = base_channels
+        super().__init__(
+            nn.Conv2d(3, c, 4, stride=2, padding=1, bias=False),
+            nn.LeakyReLU(0.2),  # (B, c, 32, 32)
+            *_down(c, 2 * c),  # (B, 2c, 16, 16)
+            *_down(2 * c, 4 * c),  # (B, 4c, 8, 8)
+            *_down(4 * c, 8 * c),  # (B, 8c, 4, 4)
+            nn.Conv2d(8 * c, 1, 4, bias=False),  # (B, 1, 1, 1)
+            nn.Flatten(0),  # (B,)
+        )
+        self.apply(_initialize)
+
+
+def _up(inputs: int, outputs: int, stride: int = 2, padding: int = 1) -> list:
+    """Twice the side; BatchNorm adds a bias, so that the convolution needs none."""
+    convolution = nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def _down(inputs: int, outputs: int) -> list:
+    """Half the side."""
+    convolution = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)]
+
+
+def _initialize(layer: nn.Module) -> None:
+    """Weights around 0, BatchNorm's scales around 1: around 0 they would end maps."""
+    if hasattr(layer, "weight"):
+        mean = 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0
+        nn.init.normal_(layer.weight, mean, 0.02)
+
+
+# --- losses and recipe ----------------------------------------------------------------
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """-log D(x) - log(1 - D(G(z))), the mean over the batch, of logits (B,).
+
+    Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661
+    Taught in: chapter 5
+    """
+    log_d_real = F.logsigmoid(real_logits.float())  # autocast may have made bfloat16
+    log_d_fake = F.logsigmoid(-fake_logits.float())  # log(1 - D)
+    return -log_d_real.mean() - log_d_fake.mean()
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """-log D(G(z)), the non-saturating loss: the mean over the batch, of logits (B,).
+
+    Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661
+    Taught in: chapter 5
+    """
+    return -F.logsigmoid(fake_logits.float()).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the two networks are trained: the paper's settings, and below them the ingredients that came after it.
+    """How the two networks are trained; the defaults are the paper's settings.
 
-    `benchmarks/experiments/gan_recipes.py` measures what each is worth. Raises InputError for an unknown loss
-    and for numbers that must be positive and are not.
-    Taught in: chapter 5.
+    Raises InputError for a value that no training can use.
+    Taught in: chapter 5
     """
 
-    epochs: int  # passes over the pictures
-    batch_size: int = 128
+    epochs: int  # passes over the images
+    batch_size: int = 128  # images a step
     learning_rate: float = 2e-4  # of Adam, for both networks
     beta1: float = 0.5  # decay of Adam's first moment
-    latent: int = 100  # random numbers that a picture is made from
-    features: int = 64  # maps of the widest pictures
-    flip: bool = True  # mirror half of the pictures
-    seed: int = 0
-    loss: str = "non-saturating"  # or hinge (Lim and Ye 2017)
-    discriminator_rate: float = (
-        0.0  # the discriminator's own learning rate (Heusel et al. 2017); 0: the same
-    )
-    spectral_norm: bool = (
-        False  # of the discriminator, instead of its BatchNorm (Miyato et al. 2018)
-    )
-    r1: float = (
-        0.0  # weight of the gradient penalty on real pictures (Mescheder et al. 2018)
-    )
-    augment: bool = False  # change real and generated pictures alike before they are judged (Zhao et al. 2020)
-    ema: float = 0.0  # decay of the average of the generator's weights a step, 0 for none (Yazici et al. 2019)
-    conditional: bool = False  # both networks know the class (Mirza and Osindero 2014)
+    latent_dim: int = 100  # random numbers that an image is made from
+    base_channels: int = 64  # channels of the widest maps
+    flip: bool = True  # mirror half of the images
+    ema_decay: float = 0.0  # of the average of the generator's weights, a step; 0: none
+    seed: int = 0  # of the first weights, the order of the images and the noise
 
     def __post_init__(self):
-        if self.loss not in LOSSES:
-            raise InputError(
-                f"loss must be one of {', '.join(LOSSES)}; found {self.loss!r}."
-            )
-        runtime.expect_positive(epochs=self.epochs)
+        least = dict(epochs=1, batch_size=2, latent_dim=1, base_channels=1, seed=0)
+        least |= dict(learning_rate=1e-12, beta1=0.0, ema_decay=0.0)
+        for name, low in least.items():
+            value, kind = getattr(self, name), type(low)
+            high = 1 if name in ("beta1", "ema_decay") else math.inf
+            if type(value) not in (int, kind) or not low <= value < high:
+                limits = f"{kind.__name__} from {low} to below {high}"
+                raise InputError(f"{name} must be of type {limits}; found {value!r}.")
 
 
-def ingredients(recipe: str) -> dict:
-    """What a recipe puts in place of the paper's settings: `plain` nothing, `best` what helped on this catalogue.
+def recipe_overrides(name: str) -> dict:
+    """What a named recipe changes in the paper's settings: "plain" nothing.
 
-    Raises InputError for another name. Taught in: chapter 5.
+    "best" is what helped on the real catalogue within 700 steps
+    (benchmarks/experiments/gan_recipes.py). The average of the weights helped as well;
+    it is set apart (`ema_decay`), as its decay depends on the number of steps.
+    Raises InputError for another name.
+    Taught in: chapter 5
     """
-    if recipe not in ("plain", "best"):
-        raise InputError(f"recipe must be plain or best; found {recipe!r}.")
-    return dict(BEST) if recipe == "best" else {}
+    overrides = {"plain": {}, "best": {"learning_rate": 4e-4}}
+    if name not in overrides:
+        raise InputError(f"recipe must be plain or best; found {name!r}.")
+    return overrides[name]
 
 
-# --- fit -------------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------
 
 
 class Result(NamedTuple):
-    """generator: the average of its weights where `ema` is not 0, in `eval()`. history: one dictionary a step.
+    """What `fit` returns; both networks are in `eval()`.
 
-    snapshots: {epoch: uint8 (16, 64, 64, 3)}, always from the same noise. variety: {epoch: how much the pictures differ
-    from each other, 1 as much as real ones}. alarms: what went wrong, a line each. seconds: of the training alone.
-    Taught in: chapter 5.
+    generator: the average of its weights where `ema_decay` is not 0. history: of every
+    step the epoch, both losses, and the means of D(x) and D(G(z)). snapshots: {epoch:
+    uint8 (16, 64, 64, 3)}, from the same noise. diversity: {epoch: how much images
+    differ from each other, 1 as much as real ones}. seconds: of the training alone.
+    Taught in: chapter 5
     """
 
-    generator: Generator | OfClass
+    generator: Generator
     discriminator: Discriminator
     history: list[dict]
     snapshots: dict[int, np.ndarray]
-    variety: dict[int, float]
-    alarms: list[str]
+    diversity: dict[int, float]
     seconds: float
     images_per_second: float
 
-    def of_class(self, index: int) -> Result:
-        """Of a conditional training what belongs to one of its classes, in their order; of another one all of it."""
-        if not (classes := self.generator.classes):
-            return self
-        snapshots = {
-            epoch: pictures[index::classes]
-            for epoch, pictures in self.snapshots.items()
-        }
-        return self._replace(
-            generator=OfClass(self.generator, index), snapshots=snapshots
-        )
 
+class DCGANTrainer(nn.Module):
+    """What moves between two steps: both networks, their optimizers, the average.
 
-def of_classes(prepared: Prepared, labels: list[int], split: str = "train") -> ImageSet:
-    """The 64x64 pictures of some classes. Raises InputError for a class that does not exist. Taught in: chapter 5."""
-    for label in labels:
-        if label not in range(len(CLASS_NAMES)):
-            known = ", ".join(f"{i} {name}" for i, name in enumerate(CLASS_NAMES))
-            raise InputError(
-                f"class {label!r} does not exist; the classes are {known}."
-            )
-    return prepared.subset(split, SIZE, labels)
+    Its `state_dict` holds all that a stopped training needs to go on.
+    Taught in: chapter 5
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, precision: str = "auto"):
+        super().__init__()
+        self.recipe, self.device = recipe, device
+        self.precision = runtime.resolve_precision(device, precision)
+        if self.precision == "float16":
+            self.precision = "float32"
+            print("DCGAN computes in float32: float16 would lose small gradients.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)  # on the CPU: the same on every device
+            self.generator, self.discriminator = self.networks()
+        self.to(device, memory_format=torch.channels_last)
+        average = get_ema_multi_avg_fn(recipe.ema_decay)  # with 0 it is a copy
+        self.ema = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True)
+        adam = dict(lr=recipe.learning_rate, betas=(recipe.beta1, 0.999), fused=True)
+        self.g_optimizer = torch.optim.Adam(self.generator.parameters(), **adam)
+        self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), **adam)
+        self.log = {"history": [], "snapshots": {}, "diversity": {}, "seconds": 0.0}
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """Generator and discriminator with their first weights."""
+        channels = self.recipe.base_channels
+        return Generator(self.recipe.latent_dim, channels), Discriminator(channels)
+
+    def train_step(self, real: Tensor, z: Tensor) -> Tensor:
+        """The discriminator's update, then the generator's, with the same fakes.
+
+        real: (B, 3, 64, 64) in [-1, 1]; z: noise (B, latent_dim). Returns the values
+        named in `RECORDED`, (4,) on the device. Goodfellow et al. 2014, algorithm 1.
+        """
+        with runtime.autocast(self.device, self.precision):
+            fake = self.generator(z)
+            real_logits = self.discriminator(real)
+            fake_logits = self.discriminator(fake.detach())
+        d_loss = discriminator_loss(real_logits, fake_logits)
+        self.d_optimizer.zero_grad()
+        d_loss.backward()
+        self.d_optimizer.step()
+
+        with runtime.autocast(self.device, self.precision):
+            new_logits = self.discriminator(fake)  # of the discriminator as it is now
+        g_loss = generator_loss(new_logits)
+        self.g_optimizer.zero_grad()
+        g_loss.backward()
+        self.g_optimizer.step()
+        scores = torch.stack([real_logits, fake_logits]).float().sigmoid().mean(1)
+        return torch.stack([d_loss, g_loss, *scores]).detach()
+
+    def batches(self, pixels: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield full batches: real (B, 3, 64, 64) in [-1, 1] and z (B, latent_dim).
+
+        pixels: uint8 (N, 64, 64, 3). All depends on (seed, epoch) and nothing before.
+        """
+        count, size = len(pixels), self.recipe.batch_size
+        rng = torch.Generator().manual_seed(images.epoch_seed(self.recipe.seed, epoch))
+        order = torch.randperm(count, generator=rng)
+        mirrored = torch.rand(count, generator=rng) < (0.5 if self.recipe.flip else 0)
+        for rows in order[: count - count % size].split(size):
+            flip = mirrored[rows, None, None, None].to(self.device)
+            batch = pixels[rows.to(self.device)]
+            batch = torch.where(flip, batch.flip(2), batch).permute(0, 3, 1, 2)
+            z = torch.randn(size, self.recipe.latent_dim, generator=rng)
+            yield batch.float().div_(127.5).sub_(1), z.to(self.device)
+
+    def train_epoch(self, pixels: Tensor, epoch: int) -> None:
+        """One pass over pixels, uint8 (N, 64, 64, 3), added to `log`.
+
+        Raises InputError where a loss is no longer finite.
+        """
+        started, steps = time.perf_counter(), []
+        for real, z in self.batches(pixels, epoch):
+            steps.append(self.train_step(real, z))
+            self.ema.update_parameters(self.generator)
+        steps = torch.stack(steps).cpu()  # (steps, 4); the only wait for the device
+        self.log["seconds"] += time.perf_counter() - started
+        if not steps.isfinite().all():
+            rate = self.recipe.learning_rate
+            raise InputError(f"a loss is not finite: lower learning_rate = {rate}.")
+        for values in steps.tolist():
+            record = dict(zip(RECORDED, values, strict=True))
+            self.log["history"].append({"epoch": epoch, **record})
+
+    def get_extra_state(self) -> dict:
+        """What `state_dict` holds beside the networks."""
+        optimizers = [self.g_optimizer.state_dict(), self.d_optimizer.state_dict()]
+        return {"optimizers": optimizers, "log": self.log}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Called by `load_state_dict`."""
+        self.g_optimizer.load_state_dict(state["optimizers"][0])
+        self.d_optimizer.load_state_dict(state["optimizers"][1])
+        self.log = state["log"]
 
 
 def fit(
@@ -169,323 +296,127 @@ def fit(
     precision: str = "auto",
     checkpoint: Path | None = None,
     settings: dict | None = None,
+    trainer: Callable[..., DCGANTrainer] = DCGANTrainer,
 ) -> Result:
-    """Train a generator on the pictures of `train` (64x64) against a discriminator; both by Adam (Radford et al. 2016).
+    """Train a generator on 64x64 images against a discriminator, both by Adam.
 
-    An epoch leaves out the pictures that do not fill a batch; which ones differs from epoch to epoch.
-    checkpoint: a file that is written after every epoch; a run that was stopped goes on from it and ends with the same
-    numbers, a finished one returns at once. settings: what names the data there (`Prepared.checksum`, the class).
-    Raises InputError for fewer pictures than a batch, another size, or losses that are no longer finite.
-    Taught in: chapter 5.
+    An epoch leaves out the images that do not fill a batch; which ones differs from
+    epoch to epoch. checkpoint: a path without suffix (`artifacts.checkpoint_path`),
+    written after every epoch: a run that was stopped goes on from it and ends with the
+    same numbers, a finished one returns at once. settings: what names the data there
+    (`Prepared.checksum`, the class). trainer: another one, as experiments have it.
+    Raises InputError for fewer images than a batch, another size, or losses that are no
+    longer finite. Radford et al. 2016, https://arxiv.org/abs/1511.06434
+    Taught in: chapter 5
     """
-    _check(train, recipe.batch_size)
-    device = runtime.device(device) if isinstance(device, str) else device
-    game = Game(train, recipe, device, runtime.resolve_precision(device, precision))
-    game.resume(checkpoint, {"precision": precision, **(settings or {})})
-    for epoch in runtime.progress(
-        range(len(game.records) + 1, recipe.epochs + 1), "DCGAN", unit="epoch"
-    ):
-        game.epoch(epoch)
-        game.save(checkpoint)
-    return game.result()
+    pixels = torch.from_numpy(train.images[train.rows])  # uint8: 12 KB an image
+    if pixels.shape[1:] != (SIZE, SIZE, 3) or len(pixels) < recipe.batch_size:
+        expected = f"batch_size = {recipe.batch_size} or more images (64, 64, 3)"
+        found = f"found {tuple(pixels.shape)}: lower batch_size or take other images"
+        raise InputError(f"expected {expected}; {found}.")
+    device = runtime.device(str(device))
+    if device.type == "cpu":
+        cpu.keep_freed_memory()
+    training, path = trainer(recipe, device, precision), None
+    if checkpoint is not None:
+        key = {"precision": precision, "images": len(pixels), **asdict(recipe)}
+        code = ("dcgan", "gan_metrics", "images", "data.prepare")
+        path = artifacts.checkpoint_path(checkpoint, key | (settings or {}), code)
+        if path.exists():
+            training.load_state_dict(artifacts.load_checkpoint(path))
+    _run(training, pixels.to(device), path)
+    return _result(training)
 
 
-def _check(train: ImageSet, batch_size: int) -> None:
-    if train.images.shape[1:] != (SIZE, SIZE, 3):
-        raise InputError(
-            f"DCGAN draws {SIZE}x{SIZE} pictures; found {train.images.shape[1:]}. Take size {SIZE}."
-        )
-    if not 2 <= batch_size <= len(train.rows):
-        raise InputError(
-            f"an epoch needs at least one full batch of two or more: found {len(train.rows)} pictures and "
-            f"batch_size = {batch_size}. Choose a smaller batch_size or a class with more pictures."
-        )
+def _run(training: DCGANTrainer, pixels: Tensor, path: Path | None) -> None:
+    """Take the epochs that are left and keep images of 16, of early ones more often."""
+    recipe, log = training.recipe, training.log
+    shown = {math.ceil(recipe.epochs * (i / 16) ** 1.5) for i in range(1, 17)}
+    z = noise(64, recipe.latent_dim, seed=recipe.seed)  # the same at every look
+    real = pixels[:: max(1, len(pixels) // 64)][:64].cpu().numpy()
+    scale = max(gan_metrics.diversity(real), 1e-9)  # 0: all real ones are the same
+    done = log["history"][-1]["epoch"] if log["history"] else 0
+    epochs = range(done + 1, recipe.epochs + 1)
+    for epoch in runtime.progress(epochs, "DCGAN", unit="epoch"):
+        training.train_epoch(pixels, epoch)
+        if epoch in shown:
+            generated = sample(training.ema.module, z)
+            log["snapshots"][epoch] = torch.from_numpy(generated[:16])
+            log["diversity"][epoch] = gan_metrics.diversity(generated) / scale
+        if path is not None:
+            artifacts.save_checkpoint(path, training.state_dict())
 
 
-class Game:
-    """A training between two epochs: both players, their optimizers, and what is kept. Taught in: chapter 5."""
-
-    def __init__(
-        self, train: ImageSet, recipe: Recipe, device: torch.device, precision: str
-    ):
-        self.recipe, self.device, self.precision = recipe, device, precision
-        self.pictures = torch.from_numpy(train.images[train.rows]).to(
-            device
-        )  # (N, 64, 64, 3) uint8: 12 KB a picture
-        known, labels = np.unique(train.labels, return_inverse=True)
-        self.labels, self.classes = (
-            torch.from_numpy(labels).to(device),
-            len(known) if recipe.conditional else 0,
-        )
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # on the CPU: the same first weights on every device
-            torch.manual_seed(recipe.seed)
-            generator = Generator(recipe.latent, recipe.features, self.classes)
-            discriminator = Discriminator(
-                recipe.features, self.classes, spectral=recipe.spectral_norm
-            )
-        self.networks = nn.ModuleDict(
-            {"generator": generator, "discriminator": discriminator}
-        )
-        self.networks.to(device, memory_format=torch.channels_last)
-        rates = {
-            "generator": recipe.learning_rate,
-            "discriminator": recipe.discriminator_rate or recipe.learning_rate,
-        }
-        options = {
-            "betas": (recipe.beta1, 0.999),
-            "fused": device.type in ("cuda", "cpu"),
-        }
-        self.updates = {
-            name: torch.optim.Adam(self.networks[name].parameters(), rate, **options)
-            for name, rate in rates.items()
-        }
-        if recipe.ema:
-            moving = get_ema_multi_avg_fn(recipe.ema)
-            self.networks["average"] = AveragedModel(
-                generator, multi_avg_fn=moving, use_buffers=True
-            )
-        self.records, self.snapshots, self.variety, self.seconds = [], {}, {}, []
-        self.shown = {
-            math.ceil(recipe.epochs * (i / SNAPSHOTS) ** 1.5)
-            for i in range(1, SNAPSHOTS + 1)
-        }  # early ones
-
-    @property
-    def final(self) -> Generator:
-        """The generator that pictures are drawn from."""
-        return (
-            self.networks["average"].module
-            if self.recipe.ema
-            else self.networks["generator"]
-        )
-
-    def batches(
-        self, epoch: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Generator]]:
-        """(B, 3, 64, 64) in [-1, 1], labels (B,), and the source of chance: all depends on (seed, epoch) only."""
-        size, count = self.recipe.batch_size, len(self.pictures)
-        chance = torch.Generator().manual_seed(
-            images.epoch_seed(self.recipe.seed, epoch)
-        )
-        order = torch.randperm(count, generator=chance)
-        mirrored = torch.rand(count, generator=chance) < (
-            0.5 if self.recipe.flip else 0
-        )
-        for start in range(0, count - size + 1, size):
-            chosen = order[start : start + size]
-            turned, chosen = mirrored[chosen].to(self.device), chosen.to(self.device)
-            batch = self.pictures[chosen]
-            batch = torch.where(turned[:, None, None, None], batch.flip(2), batch)
-            yield (
-                batch.permute(0, 3, 1, 2).float().div_(127.5).sub_(1),
-                self.labels[chosen],
-                chance,
-            )
-
-    def epoch(self, epoch: int) -> None:
-        """One pass over the pictures. Raises InputError where a loss is no longer finite."""
-        started, steps = time.perf_counter(), []
-        self.networks.train()
-        for real, labels, chance in self.batches(epoch):
-            drawn = torch.randn(len(real), self.recipe.latent, generator=chance).to(
-                self.device
-            )
-            number = len(self.records) * (
-                len(self.pictures) // self.recipe.batch_size
-            ) + len(steps)
-            penalty = number % PENALTY_EVERY == 0
-            steps.append(self.step(real, labels, drawn, chance, penalty=penalty))
-            if self.recipe.ema:
-                self.networks["average"].update_parameters(self.networks["generator"])
-        record = torch.stack(
-            steps
-        ).cpu()  # (steps, 4); the only synchronisation with the device
-        self.seconds.append(time.perf_counter() - started)
-        if not record.isfinite().all():
-            rate = self.recipe.learning_rate
-            raise InputError(
-                f"the losses of epoch {epoch} are not finite: lower learning_rate = {rate}."
-            )
-        self.records.append(record)
-        if epoch in self.shown:
-            self.look(epoch)
-
-    def step(
-        self,
-        real: torch.Tensor,
-        labels: torch.Tensor,
-        drawn: torch.Tensor,
-        chance: torch.Generator,
-        *,
-        penalty: bool,
-    ) -> torch.Tensor:
-        """The discriminator's move, then the generator's, on the same fakes; the four values of `RECORD`.
-
-        real: (B, 3, 64, 64) in [-1, 1], of the classes labels (B,); drawn: noise (B, latent). Goodfellow et al. 2014.
-        """
-        generator, discriminator = (
-            self.networks["generator"],
-            self.networks["discriminator"],
-        )
-        hinge = self.recipe.loss == "hinge"
-        with runtime.autocast(self.device, self.precision):
-            fake = generator(drawn, labels)
-            real_logits = discriminator(self.seen(real, chance), labels)
-            fake_logits = discriminator(self.seen(fake.detach(), chance), labels)
-        judged = (adversarial.hinge_loss if hinge else adversarial.discriminator_loss)(
-            real_logits, fake_logits
-        )
-        cost = judged
-        if self.recipe.r1 and penalty:
-            cost = (
-                judged
-                + self.recipe.r1
-                * PENALTY_EVERY
-                * adversarial.gradient_penalty(discriminator, real, labels)
-            )
-        self.updates["discriminator"].zero_grad(set_to_none=True)
-        cost.backward()
-        self.updates["discriminator"].step()
-
-        with runtime.autocast(self.device, self.precision):
-            answer = discriminator(
-                self.seen(fake, chance), labels
-            )  # through the discriminator as it is now
-        made = -answer.float().mean() if hinge else adversarial.generator_loss(answer)
-        self.updates["generator"].zero_grad(set_to_none=True)
-        made.backward()
-        self.updates["generator"].step()
-        scores = [
-            logits.detach().float().sigmoid().mean()
-            for logits in (real_logits, fake_logits)
-        ]
-        return torch.stack([judged.detach(), made.detach(), *scores])
-
-    def seen(self, pixels: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
-        """What the discriminator gets to see of pictures, real or generated."""
-        return adversarial.augment(pixels, chance) if self.recipe.augment else pixels
-
-    def look(self, epoch: int) -> None:
-        """Keep sixteen pictures of this epoch, and how much sixty-four of them differ from each other."""
-        count = 64
-        labels = torch.arange(count) % self.classes if self.classes else None
-        drawn = sample(
-            self.final, noise(count, self.recipe.latent, seed=self.recipe.seed), labels
-        )
-        self.snapshots[epoch] = torch.from_numpy(drawn[:16])
-        real = (
-            self.pictures[:: max(1, len(self.pictures) // count)][:count].cpu().numpy()
-        )
-        self.variety[epoch] = gan_metrics.variety(drawn) / max(
-            gan_metrics.variety(real), 1e-9
-        )
-
-    def resume(self, checkpoint: Path | None, settings: dict) -> None:
-        """Bring everything to where the checkpoint stopped, if there is one for this recipe and these data."""
-        self.settings = {
-            "version": VERSION,
-            **asdict(self.recipe),
-            "images": len(self.pictures),
-            **settings,
-        }
-        state = (
-            artifacts.load_checkpoint(checkpoint, settings=self.settings)
-            if checkpoint is not None
-            else None
-        )
-        if state is None:
-            return
-        self.networks.load_state_dict(state["networks"])
-        for name, update in self.updates.items():
-            artifacts.restore_optimizer(update, state["updates"][name])
-        for name in ("records", "snapshots", "variety", "seconds"):
-            setattr(self, name, state[name])
-
-    def save(self, checkpoint: Path | None) -> None:
-        """Write the checkpoint, atomically."""
-        if checkpoint is not None:
-            state = {
-                name: getattr(self, name)
-                for name in ("records", "snapshots", "variety", "seconds")
-            }
-            state |= {"networks": dict(self.networks.state_dict())}
-            state |= {
-                "updates": {
-                    name: update.state_dict() for name, update in self.updates.items()
-                }
-            }
-            artifacts.save_checkpoint(checkpoint, state, settings=self.settings)
-
-    def result(self) -> Result:
-        """What the training has come to."""
-        steps = [
-            {"epoch": epoch, **dict(zip(RECORD, values, strict=True))}
-            for epoch, record in enumerate(self.records, start=1)
-            for values in record.tolist()
-        ]
-        snapshots = {
-            epoch: pictures.numpy() for epoch, pictures in self.snapshots.items()
-        }
-        seconds = sum(self.seconds)
-        rate = len(steps) * self.recipe.batch_size / seconds
-        players = self.final.eval(), self.networks["discriminator"].eval()
-        return Result(
-            *players,
-            steps,
-            snapshots,
-            self.variety,
-            _alarms(steps, self.variety),
-            seconds,
-            rate,
-        )
+def _result(training: DCGANTrainer) -> Result:
+    history, snapshots, diversity, seconds = training.log.values()
+    snapshots = {epoch: pixels.numpy() for epoch, pixels in snapshots.items()}
+    networks = training.ema.module.eval(), training.discriminator.eval()
+    speed = len(history) * training.recipe.batch_size / seconds
+    return Result(*networks, history, snapshots, diversity, seconds, speed)
 
 
-def _alarms(steps: list[dict], variety: dict[int, float]) -> list[str]:
-    """What the last tenth of the steps and the last pictures give away."""
-    found, last = [], steps[-max(1, len(steps) // 10) :]
-    gap = float(np.mean([step["real_score"] - step["fake_score"] for step in last]))
-    if gap > 0.9:
-        found.append(
-            f"the discriminator has won: D(x) - D(G(z)) is {gap:.2f}, the generator learns no more"
-        )
-    if variety and (share := variety[max(variety)]) < 0.5:
-        found.append(
-            f"mode collapse: the pictures differ from each other {share:.2f} times as much as real ones"
-        )
-    return found
+# --- use ------------------------------------------------------------------------------
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+def noise(count: int, latent_dim: int = 100, *, seed: int = 0) -> Tensor:
+    """Standard normal z, float32 (count, latent_dim), the same on every device.
 
-
-def save(path: Path, result: Result, recipe: Recipe, index: int = 0) -> None:
-    """Write the generator of a training for `load`; index: the class that `load` gives of a conditional one.
-
-    Taught in: chapter 5.
+    Taught in: chapter 5
     """
-    settings = {
-        "latent": recipe.latent,
-        "features": recipe.features,
-        "epochs": recipe.epochs,
-    }
-    settings |= {"classes": result.generator.classes, "index": index}
-    artifacts.save_weights(path, result.generator, settings)
+    return torch.randn(count, latent_dim, generator=torch.Generator().manual_seed(seed))
 
 
-def load(path: Path, device: torch.device | str = "auto") -> tuple[nn.Module, dict]:
-    """A run's generator (in `eval()`) and its settings, from `dcgan_<class>.safetensors`. Taught in: chapter 5.
+@torch.inference_mode()
+def sample(generator: nn.Module, z: Tensor, *, batch_size: int = 256) -> np.ndarray:
+    """Images uint8 (N, 64, 64, 3) from noise z (N, latent_dim), in `eval()`.
 
-    Of a conditional one (settings `classes`, `index`) the part that draws this class.
+    BatchNorm's running statistics make each image depend on its own z only; the mode is
+    put back afterwards.
+    Taught in: chapter 5
     """
-    device = runtime.device(device) if isinstance(device, str) else device
-    _, settings = artifacts.read_checkpoint(path)
-    generator = Generator(
-        settings["latent"], settings["features"], settings.get("classes", 0)
-    )
+    device, training = next(generator.parameters()).device, generator.training
+    generator.eval()
+    try:
+        parts = [generator(part.to(device)) for part in z.split(batch_size)]
+    finally:
+        generator.train(training)
+    pixels = torch.cat(parts).add(1).mul(127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).cpu().contiguous().numpy()
+
+
+def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Noise (steps, latent_dim) from `start` to `end` (latent_dim,) at equal angles.
+
+    Not on the straight line: normal points lie near a sphere. White 2016,
+    https://arxiv.org/abs/1609.04468
+    Raises InputError for equal or opposite directions, and for zero, which has none.
+    Taught in: chapter 5
+    """
+    cosine = F.cosine_similarity(start, end, dim=0)
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    if not torch.sin(angle) > 1e-3 or not start.any() or not end.any():
+        raise InputError(f"expected two directions; found a cosine of {cosine:.3f}.")
+    t = torch.linspace(0, 1, steps)[:, None]
+    mixed = torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end
+    return mixed / torch.sin(angle)
+
+
+def save(path: Path, result: Result, recipe: Recipe) -> None:
+    """Write a training's generator to `dcgan_<class>.safetensors`, with its recipe.
+
+    Taught in: chapter 5
+    """
+    artifacts.save_weights(path, result.generator, asdict(recipe))
+
+
+def load(path: Path, device: torch.device | str = "auto") -> tuple[Generator, dict]:
+    """A generator that `save` wrote, in `eval()`, and its recipe as a dictionary.
+
+    Raises InputError for a damaged file.
+    Taught in: chapter 5
+    """
+    settings = artifacts.read_settings(path)
+    generator = Generator(settings["latent_dim"], settings["base_channels"])
     artifacts.load_weights(path, generator)
-    generator.to(device, memory_format=torch.channels_last).eval()
-    return (
-        OfClass(generator, settings["index"]) if generator.classes else generator
-    ), settings
+    device = runtime.device(str(device))
+    return generator.to(device, memory_format=torch.channels_last).eval(), settings

@@ -1,28 +1,74 @@
-"""What a result consists of: accuracy with its interval, per class, the kinds of error, calibration.
+"""How good a classifier is: accuracy, recall, kinds of error, calibration, baselines.
 
-    metrics = evaluation.evaluate(*models.predict(model, prepared.subset("test", 224)))
-    metrics["accuracy"], metrics["accuracy_ci95"], metrics["recall"]
+    result = evaluation.evaluate(*training.predict(model, prepared.subset("test", 224)))
+    evaluation.table({"ResNet152": evaluation.accuracy_row(result)})
 
-Metrics are taken from all logits at once, never as a mean of batch means: the last batch is shorter.
+Every figure is taken from all logits at once, never as a mean of batch means: the last
+batch is shorter. A number with its 95 % interval is an `Estimate`; in an f-string with
+the format `.2f` it is `0.21 (0.15 to 0.27)`. On 6,069 photographs of 60x80 pixels the
+largest class alone is correct for 28 %, a logistic regression on the silhouette for
+85 %, and a small ResNet for 95 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fashionlib.catalogue import CLASS_NAMES
-from fashionlib.runtime import InputError
+from fashionlib import images, models, runtime
+
+# --- numbers with their intervals -----------------------------------------------------
 
 
-def accuracy_interval(correct: int, count: int) -> list[float]:
-    """Wilson's 95 % confidence interval of a proportion (Wilson 1927); of a count of 0 it is 0 to 1.
+class Estimate(NamedTuple):
+    """A number, its 95 % interval [low, high], and how many values it comes from.
 
-    Taught in: chapter 2.
+    A format applies to all three numbers, `+` and `%` included.
+    Taught in: chapter 2
+    """
+
+    value: float
+    ci95: Sequence[float]
+    count: int = 0
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} ({self.ci95[0]:{spec}} to {self.ci95[1]:{spec}})"
+
+    def in_percent(self) -> Estimate:
+        """The same in per cent; a difference becomes percentage points.
+
+        Taught in: chapter 2
+        """
+        return Estimate(100 * self.value, [100 * x for x in self.ci95], self.count)
+
+
+def mean_interval(values: torch.Tensor | np.ndarray) -> Estimate:
+    """Mean of values (N,) with its interval by Student's t (1908); NaN is left out.
+
+    Raises InputError for fewer than two values.
+    Taught in: chapter 3
+    """
+    from scipy import special, stats
+
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        raise runtime.InputError(f"an interval needs two values; found {len(values)}.")
+    mean = float(values.mean())
+    reach = float(special.stdtrit(len(values) - 1, 0.975) * stats.sem(values))
+    return Estimate(mean, [mean - reach, mean + reach], len(values))
+
+
+def wilson_interval(correct: int, count: int) -> list[float]:
+    """95 % interval of the fraction `correct` of `count` (Wilson 1927); 0 to 1 of none.
+
+    Taught in: chapter 2
     """
     from scipy.stats import binomtest
 
@@ -32,162 +78,252 @@ def accuracy_interval(correct: int, count: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def difference_interval(first: tuple[int, int], second: tuple[int, int]) -> list[float]:
-    """95 % interval of the difference of two accuracies, each (correct, count), first minus second (Newcombe 1998).
+def accuracy(correct: torch.Tensor | np.ndarray | tuple[int, int]) -> Estimate:
+    """Fraction that is correct, with Wilson's interval.
 
-    Newcombe's hybrid score interval, from the Wilson intervals of the two. Taught in: chapter 2.
+    correct: bool (M,), one for each image, or the two numbers (correct, images).
+    Taught in: chapter 2
     """
+    if not isinstance(correct, tuple):
+        correct = int(correct.sum()), len(correct)
+    found, count = correct
+    return Estimate(found / max(count, 1), wilson_interval(found, count), count)
+
+
+def newcombe_interval(first: tuple[int, int], second: tuple[int, int]) -> list[float]:
+    """95 % interval of the difference of two accuracies on different images.
+
+    first, second: (correct, images) of each; the difference is first minus second.
+    Newcombe's hybrid score interval, from the Wilson intervals of the two (1998).
+    Raises InputError where one has no images.
+    Taught in: chapter 2
+    """
+    if not first[1] or not second[1]:
+        raise runtime.InputError(f"no images to compare: {first[1]} and {second[1]}.")
     p, q = first[0] / first[1], second[0] / second[1]
-    (p_low, p_high), (q_low, q_high) = (
-        accuracy_interval(*first),
-        accuracy_interval(*second),
-    )
-    return [
-        p - q - math.hypot(p - p_low, q_high - q),
-        p - q + math.hypot(p_high - p, q - q_low),
-    ]
+    (p_low, p_high), (q_low, q_high) = wilson_interval(*first), wilson_interval(*second)
+    down, up = math.hypot(p - p_low, q_high - q), math.hypot(p_high - p, q - q_low)
+    return [p - q - down, p - q + up]
 
 
-def paired_interval(first: torch.Tensor, second: torch.Tensor) -> list[float]:
-    """95 % interval of the difference of two accuracies on the same pictures, first minus second; hits (M,), bool.
+def agresti_min_interval(first: torch.Tensor, second: torch.Tensor) -> list[float]:
+    """95 % interval of the difference of two accuracies on the same images.
 
-    Only the pictures on which the two disagree count (Agresti and Min 2005: Wald's, with half a picture in each cell).
-    Taught in: chapter 2b.
+    first, second: bool (M,), correct or not; the difference is first minus second. Only
+    images on which the two disagree count: Wald's interval with half an image added to
+    each of the four cells (Agresti and Min 2005).
+    Taught in: chapter 2b
     """
     count = len(first) + 2
-    only_first, only_second = (
-        (a & ~b).sum().item() + 0.5 for a, b in ((first, second), (second, first))
-    )
+    only_first = (first & ~second).sum().item() + 0.5
+    only_second = (second & ~first).sum().item() + 0.5
     gap = (only_first - only_second) / count
-    reach = 1.959964 * math.sqrt(
-        max((only_first + only_second) / count - gap**2, 0) / count
-    )
+    reach = 1.959964 * math.sqrt(((only_first + only_second) / count - gap**2) / count)
     return [gap - reach, gap + reach]
 
 
-def recall_equality(confusion: Sequence[Sequence[int]]) -> float:
-    """p-value of the chi-square test that every class has the same recall, from a confusion matrix (true x predicted).
-
-    Small values speak against "every class is found equally well". Pearson 1900. Taught in: chapter 2.
-    """
-    from scipy.stats import chi2_contingency
-
-    matrix = np.asarray(confusion)
-    matrix = matrix[matrix.sum(1) > 0]
-    right = np.asarray(confusion).diagonal()[np.asarray(confusion).sum(1) > 0]
-    table = np.stack([right, matrix.sum(1) - right])
-    return float(chi2_contingency(table).pvalue) if (table.sum(1) > 0).all() else 1.0
+# --- one result -----------------------------------------------------------------------
 
 
 def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
-    """Everything a result consists of, from logits (M, 6) and labels (M,).
+    """Everything that a result consists of, from logits (M, 6) and labels (M,).
 
-    Keys: count, accuracy, accuracy_ci95, macro_f1, precision[6], recall[6], confusion[6][6] (rows are true classes),
-    recall_equality_p (`recall_equality`),
-    true_distribution[6], predicted_distribution[6], expected_calibration_error (15 bins; Guo et al. 2017),
-    gender_errors, category_errors, both_errors. Taught in: chapter 2.
+    Keys: count, accuracy, accuracy_ci95, macro_f1, precision[6], recall[6],
+    recall_ci95[6], confusion[6][6] (rows are true classes), recall_equality_p,
+    true_distribution[6], predicted_distribution[6], expected_calibration_error (15
+    bins; Guo et al. 2017), gender_errors, category_errors, both_errors.
+    Taught in: chapter 2
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    predicted, classes = logits.argmax(1), range(len(CLASS_NAMES))
-    correct = int((predicted == labels).sum())
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, predicted, labels=classes, zero_division=0.0
-    )
-    gender, category = (
-        predicted % 2 != labels % 2,
-        predicted // 2 != labels // 2,
-    )  # class = 2 * category + gender
+    predicted = logits.argmax(1)
+    confusion = (6 * labels + predicted).bincount(minlength=36).view(6, 6).numpy()
+    found, count, answers = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    gender = predicted % 2 != labels % 2  # class = 2 * category + gender
+    category = predicted // 2 != labels // 2
+    bins = reliability(logits, labels)
+    gaps = np.abs(np.subtract(bins["confidence"], bins["accuracy"]))
     return {
         "count": len(labels),
-        "accuracy": correct / len(labels),
-        "accuracy_ci95": accuracy_interval(correct, len(labels)),
-        "macro_f1": float(f1.mean()),
-        "precision": precision.tolist(),
-        "recall": recall.tolist(),
-        "confusion": (
-            matrix := confusion_matrix(labels, predicted, labels=classes)
-        ).tolist(),
-        "recall_equality_p": recall_equality(matrix),
-        "true_distribution": distribution(labels),
-        "predicted_distribution": distribution(predicted),
-        "expected_calibration_error": float(
-            multiclass_calibration_error(
-                logits.softmax(1), labels, num_classes=len(classes), n_bins=15
-            )
-        ),
+        "accuracy": float(found.sum() / len(labels)),
+        "accuracy_ci95": wilson_interval(found.sum(), len(labels)),
+        "macro_f1": float((2 * found / np.maximum(count + answers, 1)).mean()),
+        "precision": (found / np.maximum(answers, 1)).tolist(),
+        "recall": (found / np.maximum(count, 1)).tolist(),
+        "recall_ci95": [wilson_interval(found[k], count[k]) for k in range(6)],
+        "confusion": confusion.tolist(),
+        "recall_equality_p": recall_equality(confusion),
+        "true_distribution": class_distribution(labels),
+        "predicted_distribution": class_distribution(predicted),
+        "expected_calibration_error": float(np.average(gaps, weights=bins["count"])),
         "gender_errors": int((gender & ~category).sum()),
         "category_errors": int((~gender & category).sum()),
         "both_errors": int((gender & category).sum()),
     }
 
 
-def distribution(labels: torch.Tensor | np.ndarray) -> list[float]:
-    """Share of each of the six classes.
+def recall_equality(confusion: Sequence[Sequence[int]]) -> float:
+    """p-value of Pearson's chi-square test (1900) that every class has the same recall.
 
-    Taught in: chapter 2.
+    confusion: (6, 6), rows are true classes; classes without an image are left out. A
+    small value speaks against "every class is found equally well".
+    Taught in: chapter 2
     """
-    return (
-        np.bincount(np.asarray(labels), minlength=len(CLASS_NAMES)) / len(labels)
-    ).tolist()
+    from scipy.stats import chi2_contingency
+
+    matrix = np.asarray(confusion)
+    found, count = matrix.diagonal(), matrix.sum(1)
+    table = np.stack([found, count - found])[:, count > 0]
+    # Where all images are correct, or none, there is nothing to test.
+    return float(chi2_contingency(table).pvalue) if table.sum(1).all() else 1.0
 
 
-def temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The number by which to divide logits (M, 6) so that their cross-entropy with labels (M,) is least.
+def class_distribution(labels: torch.Tensor | np.ndarray) -> list[float]:
+    """Fraction of each of the six classes among labels (M,).
 
-    Chosen on the validation part; it changes how sure the answers are, never the answers. Guo et al. 2017.
-    Taught in: chapter 2.
+    Taught in: chapter 2
+    """
+    return (np.bincount(np.asarray(labels), minlength=6) / len(labels)).tolist()
+
+
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The number by which to divide logits (M, 6) so that their cross-entropy is least.
+
+    Chosen on the validation set; it changes how sure the answers are, never the answers
+    (Guo et al. 2017).
+    Taught in: chapter 2
     """
     from scipy.optimize import minimize_scalar
 
     def loss(exponent: float) -> float:
-        return float(F.cross_entropy(logits.double() / math.exp(exponent), labels))
+        return F.cross_entropy(logits.double() / math.exp(exponent), labels).item()
 
     return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
 
 
-def reliability(
-    logits: torch.Tensor, labels: torch.Tensor, bins: int = 15
-) -> dict[str, list[float]]:
-    """Per bin of confidence that holds pictures: mean `confidence`, `accuracy`, and their number `count`.
+def reliability(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> dict:
+    """Mean confidence, accuracy and count of the images in each bin of confidence.
 
-    Taught in: chapter 2.
+    The bins divide 0 to 1 evenly; those without an image are left out. Keys confidence,
+    accuracy, count: lists of one number a bin.
+    Taught in: chapter 2
     """
-    confidence, predicted = logits.softmax(1).max(1)
-    place = (confidence * bins).long().clamp(max=bins - 1)
-    count = torch.bincount(place, minlength=bins)
-    filled = count > 0
-    sums = {
-        "confidence": confidence.double(),
-        "accuracy": (predicted == labels).double(),
-    }
-    means = {
-        name: torch.bincount(place, values, bins)[filled] / count[filled]
-        for name, values in sums.items()
-    }
-    return {name: values.tolist() for name, values in means.items()} | {
-        "count": count[filled].tolist()
+    confidence, predicted = logits.softmax(1).double().max(1)
+    bin_of = (confidence * bins).long().clamp(max=bins - 1)
+    correct = (predicted == labels).double()
+    members = [bin_of == filled for filled in bin_of.unique()]  # bool (M,) each
+    return {
+        "confidence": [confidence[mask].mean().item() for mask in members],
+        "accuracy": [correct[mask].mean().item() for mask in members],
+        "count": [int(mask.sum()) for mask in members],
     }
 
 
 def gender_gap(confusion: Sequence[Sequence[int]]) -> dict:
-    """Accuracy on men's and on women's products (correct, count) and the 95 % interval of men's minus women's.
+    """[correct, images] of men's and of women's products, and how far the two differ.
 
-    From a confusion matrix (true x predicted); classes of men are even. Raises InputError where one has no picture.
-    Taught in: chapter 2.
+    confusion: (6, 6), rows are true classes, men's are even. Keys men, women, and
+    difference_ci95, the interval of men's accuracy minus women's.
+    Raises InputError where one of them has no image.
+    Taught in: chapter 2
     """
     matrix = np.asarray(confusion)
-    men, women = (
-        (int(matrix.diagonal()[start::2].sum()), int(matrix[start::2].sum()))
-        for start in (0, 1)
-    )
-    if not men[1] or not women[1]:
-        raise InputError(
-            f"the gap needs men's and women's test pictures; found {men[1]} and {women[1]}."
-        )
-    return {
-        "men": list(men),
-        "women": list(women),
-        "difference_ci95": difference_interval(men, women),
-    }
+    counts = np.stack([matrix.diagonal(), matrix.sum(1)])  # (2, 6): correct, images
+    men, women = counts[:, 0::2].sum(1).tolist(), counts[:, 1::2].sum(1).tolist()
+    gap = newcombe_interval(men, women)
+    return {"men": men, "women": women, "difference_ci95": gap}
+
+
+# --- baselines ------------------------------------------------------------------------
+
+
+def majority(train: images.ImageSet, test: images.ImageSet) -> torch.Tensor:
+    """Logits (M, 6) for the test set that always name the training set's largest class.
+
+    Taught in: chapter 2b
+    """
+    fractions = torch.tensor(class_distribution(train.labels))
+    return fractions.clamp(min=1e-6).log().expand(len(test.labels), -1)
+
+
+def colour_histogram(pixels: np.ndarray) -> np.ndarray:
+    """Fraction of the pixels in each of 4x4x4 colours.
+
+    pixels: uint8 (N, H, W, 3); returns float32 (N, 64).
+    Taught in: chapter 2b
+    """
+    colours = (pixels >> 6) @ np.array([16, 4, 1], np.uint8)  # upper two bits of each
+    counts = [np.bincount(colour.ravel(), minlength=64) for colour in colours]
+    return (np.stack(counts) / colours[0].size).astype(np.float32)
+
+
+def silhouette(pixels: np.ndarray) -> np.ndarray:
+    """Fraction of pixels that are not near-white in each of 16x16 cells.
+
+    pixels: uint8 (N, H, W, 3); returns float32 (N, 256).
+    Taught in: chapter 2b
+    """
+    inside = torch.from_numpy(pixels.min(3) < images.NEAR_WHITE).float()[:, None]
+    return F.adaptive_avg_pool2d(inside, 16).flatten(1).numpy()
+
+
+def describe_and_fit(describe: Callable, train: tuple, test: tuple) -> tuple:
+    """Logistic regression on a description of the images, such as `silhouette`.
+
+    describe: uint8 (N, H, W, 3) to float32 (N, D); train, test: ImageSet. Returns
+    logits (M, 6) for the test set, and the seconds that it took.
+    Taught in: chapter 2b
+    """
+    started = time.perf_counter()
+    features = []
+    for data in (train, test):
+        blocks = np.array_split(data.rows, len(data.rows) // 1024 + 1)
+        described = [describe(data.images[rows]) for rows in blocks]
+        features.append(torch.from_numpy(np.concatenate(described)))
+    weight, bias = models.linear_probe(features[0], torch.from_numpy(train.labels))
+    return features[1] @ weight.T + bias, time.perf_counter() - started
+
+
+# --- tables ---------------------------------------------------------------------------
+
+# Whatever could begin a tag, an entity, emphasis, code, a link or a formula. Written as
+# an entity it is itself in HTML and in Markdown; MathJax, which reads what the browser
+# shows, finds no formula across the border of an element.
+MARKUP = {symbol: f"&#{ord(symbol)};" for symbol in "&<>\"'`*_~[]#!|{}^"}
+MARKUP |= {symbol: f"<span>&#{ord(symbol)};</span>" for symbol in "$\\"}
+
+
+def escape(text: str) -> str:
+    """Text of a catalogue or file name, on one line, harmless in HTML and in Markdown.
+
+    Taught in: chapter 1
+    """
+    return " ".join(str(text).split()).translate(str.maketrans(MARKUP))
+
+
+def accuracy_row(result: dict) -> dict:
+    """A row for `table` from what `evaluate` returned: images and accuracy in per cent.
+
+    Taught in: chapter 2
+    """
+    estimate = Estimate(result["accuracy"], result["accuracy_ci95"], result["count"])
+    return {"images": result["count"], "accuracy %": estimate.in_percent()}
+
+
+def table(rows: dict[str, dict[str, Any]], precision: int = 1) -> Any:
+    """A table to display (pandas' Styler), from {row: {column: value}}.
+
+    Values are numbers, Estimates, text or None. Whole numbers get thousands separators,
+    others `precision` decimals; None is empty. Text is escaped, names of rows and
+    columns too.
+    Taught in: chapter 2
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
+    style = frame.rename(index=escape, columns=escape).style
+    style.format(lambda value: _cell(value, precision), na_rep="")
+    return style.map(lambda x: f"text-align: {'left' if type(x) is str else 'right'}")
+
+
+def _cell(value: Any, precision: int) -> str:
+    spec = "," if isinstance(value, int | np.integer) else f",.{precision}f"
+    return escape(value) if isinstance(value, str) else format(value, spec)

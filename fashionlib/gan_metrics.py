@@ -1,10 +1,13 @@
-"""How good are generated pictures: distances between features, new or copied, as varied as the real ones?
+"""How good are generated images: distances between features, copies, diversity.
 
-    own = lambda pixels: gan_metrics.embed(model, pixels, size=64)[0]  # features of the course's own classifier
-    gan_metrics.scores(own, real, {"generated": generated, "floor": other_real_ones})
+    def embed(pixels):  # features of the course's own classifier
+        return models.extract_features(model, images.from_array(pixels), size=64)[0]
 
-Pictures are uint8 (N, H, W, 3) NumPy arrays. A distance means something only beside its floor (real against real) and
-a trivial baseline (`mean_and_noise`), and only at equal numbers of pictures.
+    gan_metrics.scores(embed, real, {"generated": generated, "floor": other_real_ones})
+
+Images are uint8 arrays (N, H, W, 3), features float32 tensors (N, D). A distance means
+something only beside its floor (real against real) and a trivial baseline
+(`mean_and_noise`), and only at equal numbers of images.
 """
 
 from __future__ import annotations
@@ -13,200 +16,155 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from fashionlib import images, models, runtime, training
+from fashionlib import models, runtime
+from fashionlib.runtime import InputError
+
+Embed = Callable[[np.ndarray], Tensor]  # images uint8 (N, H, W, 3) to features (N, D)
 
 
-@torch.no_grad()
-def embed(
-    model: nn.Module,
-    pixels: np.ndarray,
-    *,
-    size: images.Size,
-    batch_size: int = 256,
-    precision: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (N, D), the input of the classifier's last linear layer, and logits (N, 6): float32 on the CPU.
+def inception(*, batch_size: int = 64, device: torch.device | str = "auto") -> Embed:
+    """The Inception network that published distances are measured with, for `scores`.
 
-    pixels: uint8 (N, H, W, 3), real or generated alike; resized on the device to the classifier's `size`.
-    Taught in: chapter 5.
+    It takes images uint8 (N, H, W, 3) to features float32 (N, 2048) on the CPU.
+    Raises InputError where its weights, 91 MB, are neither in torch's cache nor to be
+    downloaded. https://github.com/toshas/torch-fidelity
+    Taught in: chapter 5
     """
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    device, mode = next(model.parameters()).device, model.training
-    seen, logits = [], []
-    hook = training.head(model).register_forward_pre_hook(
-        lambda _module, inputs: seen.append(inputs[0].float().cpu())
-    )
-    model.eval()
-    try:
-        for start in range(0, len(pixels), batch_size):
-            batch = images.normalise(
-                torch.from_numpy(pixels[start : start + batch_size]).to(device)
-            )
-            if batch.shape[2:] != size:
-                batch = F.interpolate(batch, size, mode="bilinear", antialias=True)
-            with runtime.autocast(device, precision):
-                logits.append(model(batch).float().cpu())
-    finally:
-        hook.remove()
-        model.train(mode)
-    return torch.cat(seen), torch.cat(logits)
+    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
+    models.download(fidelity.URL_INCEPTION_V3, "Inception's weights")
+    device = runtime.device(str(device))
+    network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    network.to(device)
 
-def inception(
-    *, batch_size: int = 64, device: torch.device | str = "auto"
-) -> Callable[[np.ndarray], torch.Tensor]:
-    """The Inception network that published distances are measured with, as `embed` for `scores`.
-
-    It takes pictures uint8 (N, H, W, 3) to features float32 (N, 2048) on the CPU (torchmetrics and torch-fidelity).
-    Raises InputError where its weights, 91 MB, are neither in torch's cache nor to be downloaded. Taught in: chapter 5.
-    """
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-    from torchmetrics.image.fid import NoTrainInceptionV3
-
-    models.download(URL_INCEPTION_V3, "Inception's weights")
-    device = runtime.device(device) if isinstance(device, str) else device
-    network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
-
-    def embed(pixels: np.ndarray) -> torch.Tensor:
+    @torch.inference_mode()
+    def embed(pixels: np.ndarray) -> Tensor:
         batches = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(batch_size)
-        return torch.cat(
-            [network(batch.to(device)).flatten(1).cpu() for batch in batches]
-        )
+        return torch.cat([network(batch.to(device))[0].cpu() for batch in batches])
 
     return embed
 
 
-def scores(
-    embed: Callable[[np.ndarray], torch.Tensor],
-    reference: np.ndarray,
-    sides: dict[str, np.ndarray],
-) -> dict[str, dict[str, float]]:
-    """How far each side is from the real pictures in `reference`: a dictionary of measures a side.
+def scores(embed: Embed, reference: np.ndarray, sides: dict[str, np.ndarray]) -> dict:
+    """How far each of `sides` is from the real images in `reference`.
 
-    Pictures uint8 (N, H, W, 3), as many on each side as in the reference; embed takes them to features (N, D).
-    frechet, kernel, precision and recall compare features, variety pixels (1: as much as real ones).
-    Raises InputError for unequal numbers of pictures. Taught in: chapter 5.
+    Images uint8 (N, H, W, 3), as many of each side as in the reference; embed gives
+    their features (N, D). Returns for each side frechet, kernel, precision and recall,
+    which compare features, and diversity, of pixels (1: as much as the real ones).
+    Raises InputError for unequal numbers of images and for fewer than four.
+    Taught in: chapter 5
     """
-    known, found = embed(reference), {}
+    count, real, found = len(reference), embed(reference), {}
     for name, pixels in sides.items():
-        if len(pixels) != len(reference):
-            raise runtime.InputError(
-                f"{name}: expected {len(reference)} pictures as in the reference, found {len(pixels)}."
-            )
-        made = embed(pixels)
-        precision, recall = precision_and_recall(known, made)
+        if len(pixels) != count:
+            raise InputError(f"{name}: expected {count} images, found {len(pixels)}.")
+        generated = embed(pixels)
+        precision, recall = precision_and_recall(real, generated)
         found[name] = {
-            "frechet": frechet_distance(known, made),
-            "kernel": kernel_distance(known, made),
-        }
-        found[name] |= {
+            "frechet": frechet_distance(real, generated),
+            "kernel": kernel_distance(real, generated),
             "precision": precision,
             "recall": recall,
-            "variety": variety(pixels) / variety(reference),
+            "diversity": diversity(pixels) / diversity(reference),
         }
     return found
 
 
-def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
-    """Squared Frechet distance of the Gaussians fitted to features (N, D), in float64 (Heusel et al. 2017).
+def frechet_distance(real: Tensor, generated: Tensor) -> float:
+    """Squared Frechet distance of the Gaussians fitted to features (N, D), in float64.
 
-    With centred features A and B, divided by sqrt(N - 1), the covariances are A'A and B'B, and the trace of the root
-    of their product is the sum of the singular values of AB': an N x N matrix instead of the eigenvalues of a D x D
-    one without full rank. Equal to torchmetrics and SciPy, and 100 times as fast for 100 pictures and 512 features.
-    It shrinks as N grows, even between pictures of the same kind: compare only at equal N. Taught in: chapter 5.
+    With centred features A and B, divided by sqrt(N - 1), the covariances are A'A and
+    B'B, and the trace of the root of their product is the sum of the singular values of
+    AB': an N x N matrix instead of the eigenvalues of a D x D one without full rank.
+    Equal to torchmetrics and SciPy, and 100 times as fast for 100 images and 512
+    features. It shrinks as N grows, even between images of the same kind: compare only
+    at equal N. Heusel et al. 2017, https://arxiv.org/abs/1706.08500
+    Taught in: chapter 5
     """
     real, generated = real.double(), generated.double()
     gap = (real.mean(0) - generated.mean(0)).square().sum()
-    a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (real, generated))
-    return float(
-        gap
-        + a.square().sum()
-        + b.square().sum()
-        - 2 * torch.linalg.svdvals(a @ b.T).sum()
-    )
+    a = (real - real.mean(0)) / (len(real) - 1) ** 0.5
+    b = (generated - generated.mean(0)) / (len(generated) - 1) ** 0.5
+    root = torch.linalg.svdvals(a @ b.T).sum()
+    return float(gap + a.square().sum() + b.square().sum() - 2 * root)
 
 
-def kernel_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
-    """Unbiased squared MMD with a cubic kernel between equally many features (N, D) (Binkowski et al. 2018).
+def kernel_distance(real: Tensor, generated: Tensor) -> float:
+    """Unbiased squared MMD between as many features each, (N, D), in float64.
 
-    All pictures at once instead of random subsets, so it has no chance in it; it can fall a little below 0.
-    Taught in: chapter 5.
+    The kernel is (a'b / D + 1)^3. All images at once instead of random subsets, so that
+    nothing in it is random; it can fall a little below 0.
+    Binkowski et al. 2018, https://arxiv.org/abs/1801.01401
+    Taught in: chapter 5
     """
-    from torchmetrics.image.kid import poly_mmd
-
-    return float(poly_mmd(real.double(), generated.double()))
+    count, dimensions = real.shape
+    features = torch.cat([real, generated]).double()
+    kernel = (features @ features.T / dimensions + 1) ** 3  # (2N, 2N)
+    across = kernel[:count, count:].mean()
+    kernel.fill_diagonal_(0)  # no image with itself
+    within = kernel[:count, :count].sum() + kernel[count:, count:].sum()
+    return float(within / (count * (count - 1)) - 2 * across)
 
 
 def mean_and_noise(real: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
-    """The trivial baseline: the mean picture plus noise with each pixel's own deviation, uint8 (count, H, W, 3).
+    """The trivial baseline: the mean image plus noise with each pixel's own deviation.
 
-    Taught in: chapter 5.
+    real: uint8 (N, H, W, 3). Returns uint8 (count, H, W, 3).
+    Taught in: chapter 5
     """
-    chance = np.random.default_rng(seed)
-    drawn = real.mean(0) + real.std(0) * chance.standard_normal(
-        (count, *real.shape[1:])
-    )
-    return drawn.round().clip(0, 255).astype(np.uint8)
+    noise = np.random.default_rng(seed).standard_normal((count, *real.shape[1:]))
+    pixels = real.mean(0) + real.std(0) * noise
+    return pixels.round().clip(0, 255).astype(np.uint8)
 
 
-def nearest_neighbours(
-    queries: np.ndarray, real: np.ndarray, *, chunk: int = 1024
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each query the nearest of `real`: indices (Q,) and distances (Q,), the root mean square difference.
+def nearest_neighbours(images: np.ndarray, real: np.ndarray) -> tuple:
+    """For each of `images` the nearest of `real`: indices (N,) and distances (N,).
 
-    Pictures uint8 (N, H, W, 3), where the distance is in grey levels, or features (N, D). Taught in: chapter 5.
+    The distance is the root mean square difference: in gray levels between images uint8
+    (N, H, W, 3), or between features (N, D).
+    Taught in: chapter 5
     """
-    wanted = torch.from_numpy(queries.reshape(len(queries), -1)).float()
-    best, index = (
-        torch.full((len(queries),), torch.inf),
-        torch.zeros(len(queries), dtype=torch.int64),
-    )
-    for start in range(
-        0, len(real), chunk
-    ):  # a chunk of 64x64 pictures is 50 MB as float32
-        part = torch.from_numpy(
-            real[start : start + chunk].reshape(-1, wanted.shape[1])
-        ).float()
-        distance, place = torch.cdist(wanted, part).min(1)
-        index = torch.where(distance < best, place + start, index)
-        best = torch.minimum(distance, best)
-    found = torch.from_numpy(real[index.numpy()].reshape(wanted.shape)).float()
-    return index.numpy(), (wanted - found).square().mean(
-        1
-    ).sqrt().numpy()  # exact, where cdist rounds
+    wanted = torch.from_numpy(images).flatten(1).float()
+    distances = []
+    for batch in torch.from_numpy(real).split(1024):  # 50 MB of 64x64 images in float32
+        distances.append(torch.cdist(wanted, batch.flatten(1).float()))
+    index = torch.cat(distances, dim=1).argmin(1).numpy()
+    nearest = torch.from_numpy(real[index]).flatten(1).float()
+    return index, (wanted - nearest).square().mean(1).sqrt().numpy()  # cdist rounds
 
 
-def variety(pixels: np.ndarray) -> float:
-    """Mean root mean square difference (grey levels) over all pairs of pictures uint8 (N, H, W, 3).
+def diversity(images: np.ndarray) -> float:
+    """Mean root mean square difference, in gray levels, over all pairs of images.
 
-    Raises InputError for fewer than two. Taught in: chapter 5.
+    images: uint8 (N, H, W, 3). Raises InputError for fewer than two.
+    Taught in: chapter 5
     """
-    if len(pixels) < 2:
-        raise runtime.InputError(
-            f"variety needs at least two pictures, found {len(pixels)}."
-        )
-    flat = torch.from_numpy(pixels.reshape(len(pixels), -1)).float()
-    apart = torch.cdist(flat, flat).fill_diagonal_(0)
-    return float(apart.sum() / (len(flat) * (len(flat) - 1)) / flat.shape[1] ** 0.5)
+    count = len(images)
+    if count < 2:
+        raise InputError(f"diversity needs at least two images; found {count}.")
+    flat = torch.from_numpy(images).flatten(1).float()
+    differences = torch.cdist(flat, flat).fill_diagonal_(0)
+    return float(differences.sum() / (count * (count - 1)) / flat.shape[1] ** 0.5)
 
 
-def precision_and_recall(
-    real: torch.Tensor, generated: torch.Tensor, neighbours: int = 3
-) -> tuple[float, float]:
-    """Shares of generated features (N, D) that lie among real ones (M, D), and of real ones among generated.
+def precision_and_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> tuple:
+    """Fraction of generated features among the real ones, and of real among generated.
 
-    "Among": nearer to one of the others than that one's own third neighbour is (Kynkaanniemi et al. 2019). Precision
-    is quality, recall variety; both shrink with the number of pictures. Taught in: chapter 5.
+    "Among": nearer to one of the others than that one's own third neighbour is.
+    Precision is quality, recall diversity; both shrink with the number of images.
+    Features (N, D) and (M, D). Raises InputError below neighbours + 1 of either.
+    Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991
+    Taught in: chapter 5
     """
-    shares = []
+    count, least = min(len(real), len(generated)), neighbours + 1
+    if count < least:
+        raise InputError(f"precision needs {least} images or more; found {count}.")
+    fractions = []
     for points, others in ((generated, real), (real, generated)):
-        reach = (
-            torch.cdist(others, others).kthvalue(neighbours + 1, dim=1).values
-        )  # the nearest is the point itself
-        shares.append(
-            float((torch.cdist(points, others) <= reach).any(1).float().mean())
-        )
-    return shares[0], shares[1]
+        distances = torch.cdist(others, others)  # the nearest of each is itself
+        reach = distances.kthvalue(neighbours + 1, dim=1).values
+        among = (torch.cdist(points, others) <= reach).any(1)
+        fractions.append(among.float().mean().item())
+    return tuple(fractions)

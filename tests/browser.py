@@ -21,7 +21,7 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 LOOPBACK = ("127.0.0.1", "localhost")
-# A second lock: routes do not see where a redirection leads, nor what the browser itself asks for.
+# A second lock: routes see neither redirections nor what the browser itself asks for.
 RESOLVER_RULES = "--host-resolver-rules=MAP * ~NOTFOUND, " + ", ".join(
     f"EXCLUDE {host}" for host in LOOPBACK
 )
@@ -29,14 +29,12 @@ RESOLVER_RULES = "--host-resolver-rules=MAP * ~NOTFOUND, " + ", ".join(
 
 class Opened(NamedTuple):
     page: Page
-    outside: list[
-        str
-    ]  # addresses outside this machine that were asked for, and refused
+    outside: list[str]  # addresses outside this machine: asked for, and refused
     errors: list[str]  # console errors and uncaught exceptions
 
 
 def chromium_path() -> str | None:
-    """The system's Chromium or Chrome; None where there is none, which stands for the one that Playwright downloads."""
+    """The system's Chromium or Chrome; None stands for the one that Playwright has."""
     found = (
         shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")
     )
@@ -50,14 +48,12 @@ def launched_browser() -> Iterator[Browser]:
         path = chromium_path()
         if not Path(path or playwright.chromium.executable_path).exists():
             without_browser("there is no Chromium")
-        arguments = [RESOLVER_RULES] + (
-            ["--no-sandbox"] if os.geteuid() == 0 else []
-        )  # its sandbox refuses root
+        arguments = [RESOLVER_RULES]
+        if os.geteuid() == 0:
+            arguments.append("--no-sandbox")  # its sandbox refuses root
         try:
             launched = playwright.chromium.launch(executable_path=path, args=arguments)
-        except (
-            Error
-        ) as error:  # Ubuntu's chromium-browser is a script that asks for snap
+        except Error as error:  # Ubuntu's chromium-browser is a script that wants snap
             without_browser(f"{path or 'Chromium'} does not start: {error}")
         yield launched
         launched.close()
@@ -65,8 +61,8 @@ def launched_browser() -> Iterator[Browser]:
 
 def without_browser(reason: str) -> NoReturn:
     message = (
-        f"pages are not looked at, {reason}. Install the system's (apt install chromium) "
-        "or Playwright's (.venv/bin/playwright install --with-deps chromium)"
+        f"pages are not looked at, {reason}. Install the system's (apt install "
+        "chromium) or Playwright's (.venv/bin/playwright install --with-deps chromium)"
     )
     if os.environ.get("CI"):
         pytest.fail(message)
@@ -82,7 +78,7 @@ def on_this_machine(address: str) -> bool:
 
 @contextlib.contextmanager
 def open_page(browser: Browser, **context_options) -> Iterator[Opened]:
-    """An empty page that reaches this machine only, with lists that record what it tried and what went wrong."""
+    """An empty page that reaches this machine only; lists record what it tried."""
     # What a service worker asks for passes routes by.
     context = browser.new_context(service_workers="block", **context_options)
     opened = Opened(context.new_page(), outside=[], errors=[])

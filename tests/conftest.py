@@ -1,7 +1,7 @@
-"""What several test files share: tiny catalogues, and which tests this machine cannot run.
+"""What several test files share: tiny catalogues, and which tests cannot run here.
 
-A test marked `real_data` or `gpu` is deselected, counted and named at the end where its means are missing: a skipped
-test looks like a broken one, a silent one is forgotten.
+A test marked `real_data` or `gpu` is deselected, counted and named at the end where its
+means are missing: a skipped test looks like a broken one, a silent one is forgotten.
 """
 
 import contextlib
@@ -17,13 +17,17 @@ from PIL import Image
 
 from fashionlib import catalogue, runtime
 
+FIRST = (
+    "test_lab.py",
+    "test_site.py",
+)  # the longest: nothing waits for them at the end
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 DESELECTED = pytest.StashKey[dict[str, list[str]]]()
 OWN_BUILD = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 def real_data_folder() -> Path | None:
-    """Folder with the real zips: the one that FASHION_REAL_DATA names, else ../shared/real beside the project."""
+    """Folder with the real zips: what FASHION_REAL_DATA names, else ../shared/real."""
     folder = Path(
         os.environ.get("FASHION_REAL_DATA")
         or runtime.project_root().parent / "shared" / "real"
@@ -38,6 +42,7 @@ def has_cuda() -> bool:
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name not in FIRST)
     means = {"real_data": real_data_folder, "gpu": has_cuda}
     missing = {}
     for marker, available in means.items():
@@ -54,7 +59,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_sessionfinish(session):
-    """One of several processes (pytest -n) hands over what it deselected: it has no terminal."""
+    """One of several processes (pytest -n) hands over what it deselected."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["deselected"] = session.config.stash.get(
             DESELECTED, {}
@@ -77,26 +82,29 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def own_build(config) -> str:
-    """A build folder for chapters that a test runs: a copy of the sample profile's artifacts, as the report made them.
+    """A build folder for chapters that a test runs: the sample's artifacts, as links.
 
-    Two that run side by side in one folder would overwrite each other's results, and those that the published book is
-    compared with. One copy a process is kept. Without a report it is the build folder itself.
+    Two that run side by side in one folder would overwrite each other's results, and
+    those that the published book is compared with. The library replaces files and never
+    writes into them: links are enough. One folder a process is kept. Without a report
+    it is the build folder itself.
     """
-    made = runtime.build_root() / "sample" / "artifacts"
+    build = runtime.build_root()
+    made = build / "sample" / "artifacts"
     if not made.is_dir():
-        return str(runtime.build_root())
+        return str(build)
     if OWN_BUILD in config.stash:
         config.stash[OWN_BUILD].cleanup()
-    config.stash[OWN_BUILD] = folder = tempfile.TemporaryDirectory(
-        prefix="fashion-build-"
-    )
+    folder = tempfile.TemporaryDirectory(prefix="test-", dir=build)
+    config.stash[OWN_BUILD] = folder
     config.add_cleanup(folder.cleanup)
-    shutil.copytree(made, Path(folder.name) / "sample" / "artifacts")
+    copy = Path(folder.name) / "sample" / "artifacts"
+    shutil.copytree(made, copy, copy_function=os.link)
     return folder.name
 
 
 class OwnBuilds:
-    """A plugin: pytest asks a conftest about the tests of its own folder only, and the notebooks are in another one."""
+    """A plugin: pytest asks a conftest about its own folder only, not the notebooks."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item):
@@ -112,7 +120,10 @@ def pytest_configure(config):
 
 
 def solid(colour, size=(60, 80), *, mode="RGB", file_format="PNG", **options) -> bytes:
-    """A picture of one colour as the bytes of a file; PNG keeps the colour exactly. `size` is (width, height)."""
+    """An image of one colour as the bytes of a file; PNG keeps the colour exactly.
+
+    size: (width, height).
+    """
     stream = io.BytesIO()
     Image.new(mode, size, colour).save(stream, file_format, **options)
     return stream.getvalue()
@@ -143,24 +154,23 @@ def csv_line(product, gender="Men", category="Apparel", name="Plain shirt") -> s
 
 
 def write_catalogue(
-    folder: Path, lines: list[str], pictures: dict[int, bytes] | None = None
+    folder: Path, lines: list[str], images: dict[int, bytes] | None = None
 ) -> Path:
-    """A catalogue in Kaggle's layout; `pictures` maps an id to the bytes of its file."""
+    """A catalogue in Kaggle's layout; `images` maps an id to the bytes of its file."""
     (folder / "images").mkdir(parents=True)
     (folder / "styles.csv").write_text(
         "\n".join([",".join(catalogue.COLUMNS), *lines]) + "\n"
     )
-    for product, data in (pictures or {}).items():
+    for product, data in (images or {}).items():
         (folder / "images" / f"{product}.jpg").write_bytes(data)
     return folder
 
 
 @pytest.fixture(scope="session")
 def browser():
-    """A headless Chromium, started once; pages are opened in it with `browser.open_page`."""
-    from browser import (
-        launched_browser,
-    )  # only where a test asks: Playwright takes half a second to import
+    """A headless Chromium, started once, in which `browser.open_page` opens pages."""
+    # only where a test asks: Playwright takes half a second to import
+    from browser import launched_browser
 
     with launched_browser() as launched:
         yield launched
@@ -168,7 +178,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def site() -> Path:
-    """The book of the sample profile, as `make test` (or `make report`) has just built it."""
+    """The book of the sample profile, as `make report` has built it."""
     html = runtime.build_root() / "sample" / "html"
     if not (html / "index.html").exists():
         assert not os.environ.get("CI"), f"{html} is missing: run make report"

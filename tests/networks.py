@@ -1,4 +1,4 @@
-"""Small networks and pictures that several tests share."""
+"""Small networks and images that several tests share."""
 
 import torch
 from torch import nn
@@ -7,19 +7,16 @@ from fashionlib import images
 
 
 class Small(nn.Module):
-    """A residual network in little: BatchNorm, one in-place ReLU used three times, a skip, a last stage, a head."""
+    """A residual network: BatchNorm, an in-place ReLU used three times, a skip."""
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.conv2 = (
-            nn.Conv2d(3, 8, 3, stride=2, bias=False),
-            nn.Conv2d(8, 8, 3, padding=1, bias=False),
-        )
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, bias=False)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
         self.bn1, self.bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
         self.relu = nn.ReLU(inplace=True)
-        self.layer4 = nn.Sequential(
-            nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), self.relu
-        )
+        last = nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), self.relu
+        self.layer4 = nn.Sequential(*last)
         self.fc = nn.Linear(16, 6)
 
     def forward(self, x):
@@ -34,7 +31,7 @@ def small():
 
 
 def trained(model):
-    """Statistics and scales that are not 0 and 1, as a trained network has them."""
+    """BatchNorm statistics and scales not 0 and 1, as a trained network has them."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -43,21 +40,19 @@ def trained(model):
     return model
 
 
-def pictures(count=3, size=64, dtype=torch.float32):
+def random_images(count=3, size=64, dtype=torch.float32):
+    """Normalized noise (count, 3, size, size), always the same."""
     generator = torch.Generator().manual_seed(1)
-    values = torch.randint(
-        0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator
-    )
-    return images.normalise(values).to(dtype)
+    shape = (count, size, size, 3)
+    values = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return images.normalize(values).to(dtype)
 
 
 def snapshot(model):
+    """Weights, modes and flags, for `assert_untouched`."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    return (
-        state,
-        [m.training for m in model.modules()],
-        [p.requires_grad for p in model.parameters()],
-    )
+    modes = [module.training for module in model.modules()]
+    return state, modes, [p.requires_grad for p in model.parameters()]
 
 
 def assert_untouched(model, before):

@@ -29,7 +29,7 @@ def read(tmp_path, content: bytes | str):
     return catalogue.read_styles(sources.open_source(folder))
 
 
-# --- the parser -------------------------------------------------------------------------------------------------------
+# --- the parser -----------------------------------------------------------------------
 
 
 def test_unquoted_commas_belong_to_the_name(tmp_path):
@@ -167,7 +167,7 @@ def test_quotes_within_a_name_are_part_of_it(tmp_path):
     assert malformed == 1
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------
 
 
 def test_labels_by_hand():
@@ -195,7 +195,7 @@ def test_labels_by_hand():
     assert list(catalogue.CLASS_NAMES) == names
 
 
-# --- the split --------------------------------------------------------------------------------------------------------
+# --- the split ------------------------------------------------------------------------
 
 
 def table_of_groups(groups: list[tuple[int, int]]) -> tuple[pd.Series, pd.Series]:
@@ -266,45 +266,3 @@ def test_groups_reach_every_part():
     )
     assert shares["train"] == pytest.approx(0.75, abs=0.2)
     assert set(shares.index) == set(catalogue.SPLITS)
-
-
-def test_an_earlier_split_is_kept_and_filled_up():
-    label, group = table_of_groups([(0, 1)] * 100)
-    previous = pd.Series(["test"] * 10 + ["train"] * 30 + [pd.NA] * 60, dtype="string")
-    parts = catalogue.split(label, group, previous=previous)
-    assert (parts[:40] == previous[:40]).all()
-    assert parts.value_counts().to_dict() == {"train": 75, "test": 15, "validation": 10}
-
-
-def test_an_earlier_split_that_is_out_of_proportion_draws_new_products_elsewhere():
-    label, group = table_of_groups([(0, 1)] * 40)
-    previous = pd.Series(
-        ["test"] * 20 + [pd.NA] * 20, dtype="string"
-    )  # 15 % would be 6
-    parts = catalogue.split(label, group, previous=previous)
-    assert (parts[:20] == "test").all()
-    assert set(parts[20:]) == {"train", "validation"}
-
-
-def test_new_members_follow_their_group():
-    label, group = table_of_groups([(0, 3)] * 20)
-    previous = pd.Series(
-        ["validation", pd.NA, pd.NA, pd.NA, "test", pd.NA] * 10, dtype="string"
-    )
-    assert (
-        catalogue.split(label, group, previous=previous).tolist()
-        == (["validation"] * 3 + ["test"] * 3) * 10
-    )
-
-
-@settings(max_examples=40, deadline=None)
-@given(groups=GROUPS, seed=st.integers(0, 2**31))
-def test_properties_of_a_grown_split(groups, seed):
-    label, group = table_of_groups(groups)
-    keep = np.random.default_rng(seed).random(len(label)) < 0.6
-    first = catalogue.split(label[keep], group[keep], seed=seed)
-    previous = first.reindex(label.index).astype("string")
-    grown = catalogue.split(label, group, seed=seed, previous=previous)
-    assert grown[keep].equals(first)
-    assert grown.isin(list(catalogue.SPLITS)).all()
-    assert (grown.groupby(group).nunique() == 1).all()

@@ -1,4 +1,4 @@
-"""Duplicates: hashes and groups worked out by hand, and the pair search against comparing all pairs."""
+"""Duplicates: hashes and groups by hand, the pair search against all pairs."""
 
 import numpy as np
 import pandas as pd
@@ -14,20 +14,17 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 246, (40, 30, 3), dtype=np.uint8)
 
 
-def reader(pictures):
-    stacked = np.stack(pictures)
+def reader(images):
+    stacked = np.stack(images)
     return lambda rows: stacked[rows]
 
 
-def test_the_hash_survives_brightness_and_changes_with_the_picture():
-    pictures = [noise(0), noise(0) + 9, noise(1)]
-    hashes = duplicates.perceptual_hashes(reader(pictures), 3)
+def test_the_hash_survives_brightness_and_changes_with_the_image():
+    images = [noise(0), noise(0) + 9, noise(1)]
+    hashes = duplicates.perceptual_hashes(reader(images), 3)
     assert hashes.dtype == np.uint64
-    assert np.bitwise_count(hashes).tolist() == [
-        32,
-        32,
-        32,
-    ]  # half of 64 frequencies lie above their median
+    # half of 64 frequencies lie above their median
+    assert np.bitwise_count(hashes).tolist() == [32, 32, 32]
     assert np.bitwise_count(hashes[0] ^ hashes[1]) <= 1
     assert np.bitwise_count(hashes[0] ^ hashes[2]) > 10
 
@@ -43,56 +40,46 @@ def test_the_hash_does_not_depend_on_the_block(monkeypatch):
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(0, 60),
-    bits=st.sampled_from([3, 8, 64]),
+    bits=st.sampled_from([3, 8, 63]),
     distance=st.integers(0, 6),
 )
 def test_close_hashes_are_those_that_comparing_all_pairs_finds(
     seed, count, bits, distance
 ):
-    random = np.random.default_rng(seed)
-    hashes = (
-        random.integers(0, 2**bits, count, dtype=np.uint64)
-        if bits < 64
-        else random.integers(0, 2**64 - 1, count, dtype=np.uint64)
-    )
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 2**bits, count, dtype=np.uint64)
     if count > 3:
         hashes[1] = hashes[0] ^ np.uint64(0b1001 << 40)  # two bits apart
-    expected = [
-        [i, j]
-        for i in range(count)
-        for j in range(i + 1, count)
-        if int(hashes[i] ^ hashes[j]).bit_count() <= distance
-    ]
+    expected = []
+    for i in range(count):
+        for j in range(i + 1, count):
+            if int(hashes[i] ^ hashes[j]).bit_count() <= distance:
+                expected.append([i, j])
     assert duplicates.close_hashes(hashes, distance).tolist() == expected
 
 
-def test_close_hashes_in_noise(monkeypatch):
+def test_close_hashes_do_not_depend_on_the_block(monkeypatch):
     hashes = np.arange(40, dtype=np.uint64)
     whole = duplicates.close_hashes(hashes)
-    monkeypatch.setattr(duplicates, "PAIRS", 70)
+    monkeypatch.setattr(duplicates, "COMPARED", 70)
     assert (duplicates.close_hashes(hashes) == whole).all()
 
 
 def test_distances_by_hand(monkeypatch):
-    pictures = [np.full((40, 30, 3), grey, np.uint8) for grey in (10, 13, 250)]
+    images = [np.full((40, 30, 3), grey, np.uint8) for grey in (10, 13, 250)]
     pairs = np.array([[0, 1], [1, 2], [0, 2], [0, 0]])
     for block in (4096, 1):
         monkeypatch.setattr(duplicates, "BLOCK", block)
-        assert duplicates.distances(pairs, reader(pictures)).tolist() == [
-            3,
-            237,
-            240,
-            0,
-        ]
-    pictures[1][:20] = 10  # half of the pixels differ by 3
-    assert duplicates.distances(pairs[:1], reader(pictures))[0] == pytest.approx(
-        3 / 2**0.5
-    )
-    assert duplicates.distances(pairs[:0], reader(pictures)).shape == (0,)
+        found = duplicates.distances(pairs, reader(images))
+        assert found.tolist() == [3, 237, 240, 0]
+    images[1][:20] = 10  # half of the pixels differ by 3
+    found = duplicates.distances(pairs[:1], reader(images))
+    assert found[0] == pytest.approx(3 / 2**0.5)
+    assert duplicates.distances(pairs[:0], reader(images)).shape == (0,)
 
 
 def test_a_close_hash_alone_links_nothing():
-    """Two pictures of one structure and another contrast: the hash takes them for the same, the thumbnail does not."""
+    """One structure at two contrasts: equal for the hash, not for the thumbnail."""
     strong, weak = noise(3), 100 + noise(3) // 4
     read = reader([strong, weak, strong + 3])
     hashes = duplicates.perceptual_hashes(read, 3)
@@ -106,48 +93,18 @@ def test_equal_pairs_and_groups_by_hand():
     assert duplicates.groups(ids, pairs).tolist() == [1, 5, 1, 3, 5, 1]
     chain = np.array([[0, 1], [1, 2]])  # 12-5, 5-9: linked over 5
     assert duplicates.groups(ids, chain).tolist() == [5, 5, 5, 3, 7, 1]
-    assert duplicates.groups(ids, np.concatenate([pairs, chain])).tolist() == [
-        1,
-        1,
-        1,
-        3,
-        1,
-        1,
-    ]
-    assert duplicates.groups(ids, np.empty((0, 2), int)).tolist() == ids.tolist()
-
-
-def test_conflicts_by_hand():
-    group, label = pd.Series([9, 5, 9, 3, 5, 3]), pd.Series([0, 2, 1, 4, 2, -1])
-    assert (
-        duplicates.label_conflicts(group, label) == 1
-    )  # 9 is both 0 and 1, 5 is twice 2, -1 is no class
-
-
-def bridges(pairs, previous) -> list[int]:
-    """Positions of the products that are set aside."""
-    pairs, previous = (
-        np.array(pairs).reshape(-1, 2),
-        pd.Series(previous, dtype="string"),
-    )
-    group = duplicates.groups(pd.Series(range(len(previous))), pairs)
-    return np.flatnonzero(duplicates.bridges(pairs, group, previous)).tolist()
-
-
-def test_bridges_by_hand():
-    old = ["train", "test", pd.NA, "train", pd.NA, pd.NA]
-    assert bridges([(0, 2), (1, 2), (3, 4)], old) == [
-        2
-    ]  # 4 has one neighbour, 5 has none
-    # 2 would link the parts; 4 hangs on 0 alone, and 5 on 2 alone, which is gone
-    assert bridges([(0, 2), (1, 2), (0, 4), (2, 5)], old) == [2]
-    # 4 joins 0; 5 hangs on 4 and on 1
-    assert bridges([(0, 4), (4, 5), (1, 5)], old) == [5]
-    # 0 and 1 are old and keep their parts; what hangs on them can go to neither
-    assert bridges([(0, 1), (0, 2), (3, 5)], old) == [2]
-    assert bridges([], old) == []
+    both = np.concatenate([pairs, chain])
+    assert duplicates.groups(ids, both).tolist() == [1, 1, 1, 3, 1, 1]
+    none = np.empty((0, 2), int)
+    assert duplicates.groups(ids, none).tolist() == ids.tolist()
 
 
 def test_missing_values_are_equal_to_nothing():
     values = pd.Series(["a", None, "b", None, "a"])
     assert duplicates.equal_pairs(values).tolist() == [[0, 4]]
+
+
+def test_conflicts_by_hand():
+    # group 9 is both 0 and 1, 5 is twice 2, and -1 is no class
+    group, label = pd.Series([9, 5, 9, 3, 5, 3]), pd.Series([0, 2, 1, 4, 2, -1])
+    assert duplicates.label_conflicts(group, label) == 1

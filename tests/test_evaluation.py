@@ -1,100 +1,188 @@
-"""What a result consists of: metrics worked out by hand, or by scikit-learn."""
+"""Results worked out by hand, or by scikit-learn, SciPy and torchmetrics."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics as sklearn_metrics
+from bs4 import BeautifulSoup
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fashionlib import evaluation
+from fashionlib import evaluation, images
+from fashionlib.evaluation import Estimate
 from fashionlib.runtime import InputError
 
 
-def test_evaluate_by_hand():
-    """Five pictures: two right, one wrong in gender only (0 for 1), one in category only (2 for 0), one in both."""
-    labels = torch.tensor([0, 5, 1, 0, 3])
-    predicted = torch.tensor([0, 5, 0, 2, 4])
-    result = evaluation.evaluate(
-        10 * torch.nn.functional.one_hot(predicted, 6).float(), labels
-    )
-    assert result["accuracy"] == 0.4
-    assert (
-        result["gender_errors"],
-        result["category_errors"],
-        result["both_errors"],
-    ) == (1, 1, 1)
-    assert result["recall"] == [0.5, 0, 0, 0, 0, 1]
-    assert result["confusion"][0] == [1, 0, 1, 0, 0, 0]
-    assert result["true_distribution"] == [0.4, 0.2, 0, 0.2, 0, 0.2]
-    confidence = math.exp(10) / (math.exp(10) + 5)
-    assert result["expected_calibration_error"] == pytest.approx(
-        confidence - 0.4, abs=1e-5
-    )
+def random_answers(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(count, 6, generator=rng)
+    return logits, torch.randint(0, 6, (count,), generator=rng)
 
 
-def test_evaluate_agrees_with_scikit_learn():
-    generator = torch.Generator().manual_seed(0)
-    logits, labels = (
-        torch.randn(500, 6, generator=generator),
-        torch.randint(0, 6, (500,), generator=generator),
-    )
-    result = evaluation.evaluate(logits, labels)
-    predicted = logits.argmax(1)
-    assert result["accuracy"] == pytest.approx(
-        sklearn_metrics.accuracy_score(labels, predicted)
-    )
-    assert result["macro_f1"] == pytest.approx(
-        sklearn_metrics.f1_score(labels, predicted, average="macro")
-    )
-    wrong = result["gender_errors"] + result["category_errors"] + result["both_errors"]
-    assert wrong == int((predicted != labels).sum())
+# --- numbers with their intervals -----------------------------------------------------
+
+
+def test_a_format_is_that_of_all_three_numbers():
+    estimate = Estimate(0.214, [0.151, 0.269], 30)
+    assert f"{estimate:.2f}" == "0.21 (0.15 to 0.27)"
+    assert f"{estimate:+.1f}" == "+0.2 (+0.2 to +0.3)"
+    assert f"{estimate:.0%}" == "21% (15% to 27%)"
+    assert f"{estimate.in_percent():.1f}" == "21.4 (15.1 to 26.9)"
+    assert estimate.in_percent().count == 30
+
+
+def test_mean_interval_by_hand():
+    """1, 2, 3, 6: mean 3, deviation sqrt(14/3); Student's 97.5 % point is 3.182446."""
+    found = evaluation.mean_interval(np.array([1, 2, np.nan, 3, 6]))
+    reach = 3.182446 * math.sqrt(14 / 3) / 2
+    assert (found.value, found.count) == (3, 4)
+    assert found.ci95 == pytest.approx([3 - reach, 3 + reach])
+    assert evaluation.mean_interval(torch.ones(5)) == Estimate(1, [1, 1], 5)
+
+
+def test_mean_interval_agrees_with_scipy():
+    from scipy import stats
+
+    values = np.random.default_rng(0).normal(size=50)
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    assert evaluation.mean_interval(values).ci95 == pytest.approx(list(expected))
+
+
+def test_one_value_has_no_interval():
+    with pytest.raises(InputError, match="found 1"):
+        evaluation.mean_interval(np.array([1.0, np.nan]))
 
 
 def test_wilson_interval_of_eight_in_ten():
-    """Worked by hand from Wilson's formula with z = 1.959964."""
-    assert evaluation.accuracy_interval(0, 0) == [0, 1]
-    low, high = evaluation.accuracy_interval(8, 10)
+    """Worked out by hand from Wilson's formula with z = 1.959964."""
     z, p, n = 1.959963985, 0.8, 10
-    centre, reach = (
-        p + z**2 / (2 * n),
-        z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
-    )
-    assert low == pytest.approx((centre - reach) / (1 + z**2 / n))
-    assert high == pytest.approx((centre + reach) / (1 + z**2 / n))
-    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+    middle = p + z**2 / (2 * n)
+    reach = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = evaluation.wilson_interval(8, 10)
+    assert low == pytest.approx((middle - reach) / (1 + z**2 / n))
+    assert high == pytest.approx((middle + reach) / (1 + z**2 / n))
+    assert evaluation.wilson_interval(0, 0) == [0, 1]
 
 
-def test_difference_interval_of_newcombe():
-    """Newcombe 1998, table II, method 10, example (a): 56/70 against 48/80 gives 0.0524 to 0.3339."""
-    low, high = evaluation.difference_interval((56, 70), (48, 80))
+def test_accuracy_from_answers_or_from_two_numbers():
+    correct = torch.tensor([True, True, False, True])
+    expected = Estimate(0.75, evaluation.wilson_interval(3, 4), 4)
+    assert evaluation.accuracy(correct) == expected
+    assert evaluation.accuracy(correct.numpy()) == expected
+    assert evaluation.accuracy((3, 4)) == expected
+    assert evaluation.accuracy((0, 0)) == Estimate(0, [0, 1], 0)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_an_accuracy_lies_in_its_interval(pair):
+    value, (low, high), _ = evaluation.accuracy(pair)
+    assert 0 <= low <= value + 1e-9
+    assert value - 1e-9 <= high <= 1
+
+
+def test_the_interval_of_newcombe():
+    """Newcombe 1998, table II, method 10 (a): 56/70 and 48/80 give 0.0524 to 0.3339."""
+    low, high = evaluation.newcombe_interval((56, 70), (48, 80))
     assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+    with pytest.raises(InputError, match="80 and 0"):
+        evaluation.newcombe_interval((48, 80), (0, 0))
+
+
+def test_the_interval_of_agresti_and_min_by_hand():
+    """Ten images: the first alone is correct on three, the second alone on one."""
+    first = torch.tensor([1, 1, 1, 0, 1, 1, 1, 1, 1, 0], dtype=torch.bool)
+    second = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 0], dtype=torch.bool)
+    middle = (3.5 - 1.5) / 12
+    reach = 1.959964 * math.sqrt((5 / 12 - middle**2) / 12)
+    found = evaluation.agresti_min_interval(first, second)
+    assert found == pytest.approx([middle - reach, middle + reach])
+    low, high = evaluation.agresti_min_interval(first.repeat(100), first.repeat(100))
+    assert -0.01 < low < 0 < high < 0.01
+
+
+# --- one result -----------------------------------------------------------------------
+
+
+def test_evaluate_by_hand():
+    """Two correct; wrong in gender (0 for 1), category (2 for 0), both (4 for 3)."""
+    labels, predicted = torch.tensor([0, 5, 1, 0, 3]), torch.tensor([0, 5, 0, 2, 4])
+    logits = 10 * torch.nn.functional.one_hot(predicted, 6).float()
+    result = evaluation.evaluate(logits, labels)
+    kinds = [result[f"{kind}_errors"] for kind in ("gender", "category", "both")]
+    assert kinds == [1, 1, 1]
+    assert (result["count"], result["accuracy"]) == (5, 0.4)
+    assert result["accuracy_ci95"] == evaluation.wilson_interval(2, 5)
+    assert result["recall"] == [0.5, 0, 0, 0, 0, 1]
+    assert result["recall_ci95"][0] == evaluation.wilson_interval(1, 2)
+    assert result["recall_ci95"][4] == [0, 1]  # no image of that class
+    assert result["precision"] == [0.5, 0, 0, 0, 0, 1]
+    assert result["confusion"][0] == [1, 0, 1, 0, 0, 0]
+    assert result["true_distribution"] == [0.4, 0.2, 0, 0.2, 0, 0.2]
+    assert result["predicted_distribution"] == [0.4, 0, 0.2, 0, 0.2, 0.2]
+    confidence = math.exp(10) / (math.exp(10) + 5)
+    error = result["expected_calibration_error"]
+    assert error == pytest.approx(confidence - 0.4, abs=1e-5)
+    json.dumps(result)  # plain numbers
+
+
+def test_evaluate_agrees_with_scikit_learn():
+    from sklearn import metrics
+
+    logits, labels = random_answers(500, seed=0)
+    logits[:, 2] = -100  # a class that is never predicted
+    predicted, result = logits.argmax(1), evaluation.evaluate(logits, labels)
+    per_class = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=range(6), zero_division=0
+    )
+    assert result["accuracy"] == metrics.accuracy_score(labels, predicted)
+    assert result["precision"] == pytest.approx(per_class[0].tolist())
+    assert result["recall"] == pytest.approx(per_class[1].tolist())
+    assert result["macro_f1"] == pytest.approx(per_class[2].mean())
+    assert result["confusion"] == metrics.confusion_matrix(labels, predicted).tolist()
+    wrong = [result[f"{kind}_errors"] for kind in ("gender", "category", "both")]
+    assert sum(wrong) == int((predicted != labels).sum())
+
+
+@pytest.mark.slow  # torchmetrics takes seconds to import
+def test_the_calibration_error_agrees_with_torchmetrics():
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    logits, labels = random_answers(500, seed=1)
+    expected = multiclass_calibration_error(
+        logits.softmax(1), labels, num_classes=6, n_bins=15
+    )
+    found = evaluation.evaluate(logits, labels)["expected_calibration_error"]
+    assert found == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_recall_equality_is_the_chi_square_test_by_hand():
-    """Two classes of 50, 40 and 30 of them right: 35 right and 15 wrong are expected in each."""
+    """Two classes of 50, 40 and 30 correct: in each 35 correct, 15 wrong are expected.
+
+    SciPy corrects a table of two by two by Yates' half.
+    """
     confusion = np.zeros((6, 6), int)
-    confusion[0, 0], confusion[0, 1], confusion[1, 1], confusion[1, 0] = 40, 10, 30, 20
-    corrected = 2 * (
-        4.5**2 / 35 + 4.5**2 / 15
-    )  # scipy corrects two-by-two tables by Yates' half
-    assert evaluation.recall_equality(confusion) == pytest.approx(
-        math.erfc(math.sqrt(corrected / 2))
+    confusion[0, :2], confusion[1, :2] = (40, 10), (20, 30)
+    corrected = 2 * (4.5**2 / 35 + 4.5**2 / 15)
+    expected = math.erfc(math.sqrt(corrected / 2))
+    assert evaluation.recall_equality(confusion) == pytest.approx(expected)
+    assert evaluation.recall_equality(np.diag([5] * 6)) == 1
+
+
+def test_a_temperature_undoes_a_scale():
+    """Labels sampled from the softmax of logits: three times these are too sure."""
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 6, generator=rng)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=rng).flatten()
+    assert evaluation.fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.1)
+    assert evaluation.fit_temperature(logits / 2, labels) == pytest.approx(
+        0.5, abs=0.02
     )
-    assert evaluation.recall_equality(np.diag([5] * 6)) == 1.0
-
-
-def test_temperature_undoes_a_scale():
-    """Labels drawn from the softmax of logits: three times the logits are three times too sure."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(20_000, 6, generator=generator)
-    labels = torch.multinomial(logits.softmax(1), 1, generator=generator).flatten()
-    assert evaluation.temperature(3 * logits, labels) == pytest.approx(3, abs=0.1)
-    assert evaluation.temperature(logits / 2, labels) == pytest.approx(0.5, abs=0.02)
 
 
 def test_reliability_by_hand():
-    """Four pictures, sure to 0.9 (three, two of them right) and to 0.5 (one, wrong); two bins."""
+    """Sure to 0.9 three times, correct twice; sure to 0.49 once, wrong; two bins."""
     confidence = torch.tensor([0.9, 0.9, 0.9, 0.49])
     others = ((1 - confidence) / 5)[:, None].expand(4, 5)
     logits = torch.cat([confidence[:, None], others], 1).log()
@@ -104,43 +192,144 @@ def test_reliability_by_hand():
     assert found["accuracy"] == pytest.approx([0, 2 / 3])
 
 
-def test_reliability_adds_up_to_the_calibration_error():
-    generator = torch.Generator().manual_seed(1)
-    logits, labels = (
-        2 * torch.randn(500, 6, generator=generator),
-        torch.randint(0, 6, (500,), generator=generator),
-    )
-    found = {
-        name: np.array(values)
-        for name, values in evaluation.reliability(logits, labels).items()
-    }
-    error = (
-        np.abs(found["confidence"] - found["accuracy"]) * found["count"]
-    ).sum() / 500
-    assert evaluation.evaluate(logits, labels)[
-        "expected_calibration_error"
-    ] == pytest.approx(error, abs=1e-6)
-
-
-def test_paired_interval_by_hand():
-    """Ten pictures: the first alone is right on three, the second alone on one; (3.5 - 1.5) / 12 is the middle."""
-    first = torch.tensor([1, 1, 1, 0, 1, 1, 1, 1, 1, 0], dtype=torch.bool)
-    second = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 0], dtype=torch.bool)
-    low, high = evaluation.paired_interval(first, second)
-    reach = 1.959964 * math.sqrt((5 / 12 - (2 / 12) ** 2) / 12)
-    assert (low, high) == (pytest.approx(2 / 12 - reach), pytest.approx(2 / 12 + reach))
-    low, high = evaluation.paired_interval(first.repeat(100), first.repeat(100))
-    assert low < 0 < high < 0.01
-
-
 def test_gender_gap_by_hand():
-    """Men's classes are 0, 2, 4: 8 of 10 right; women's 1, 3, 5: 3 of 6."""
+    """Men's classes are 0, 2, 4: 8 of 10 correct; women's 1, 3, 5: 3 of 6."""
     confusion = np.zeros((6, 6), int)
     confusion[0, 0], confusion[0, 1], confusion[4, 4] = 5, 2, 3
     confusion[1, 1], confusion[3, 2] = 3, 3
-    found = evaluation.gender_gap(confusion)
+    found = evaluation.gender_gap(confusion.tolist())
     assert (found["men"], found["women"]) == ([8, 10], [3, 6])
-    assert found["difference_ci95"] == evaluation.difference_interval((8, 10), (3, 6))
+    assert found["difference_ci95"] == evaluation.newcombe_interval((8, 10), (3, 6))
     confusion[1], confusion[3] = 0, 0
-    with pytest.raises(InputError, match="found 10 and 0"):
+    with pytest.raises(InputError, match="10 and 0"):
         evaluation.gender_gap(confusion)
+
+
+# --- baselines ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data() -> images.ImageSet:
+    """Sixty images whose class is their brightness, and a little noise; most are 0."""
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(54) % 6, np.zeros(6, int)])
+    pixels = 45 * labels[:, None, None, None] + rng.integers(0, 10, (60, 16, 16, 3))
+    return images.ImageSet(pixels.astype(np.uint8), np.arange(60), labels)
+
+
+def test_colour_histogram_by_hand():
+    """Two pixels of eight are (255, 64, 0), colour 3 * 16 + 1 * 4; six are black."""
+    pixels = np.zeros((1, 2, 4, 3), np.uint8)
+    pixels[0, 0, :2] = (255, 64, 0)
+    (found,) = evaluation.colour_histogram(pixels)
+    assert found[[0, 52]].tolist() == [0.75, 0.25]
+    assert found.sum() == 1
+
+
+def test_silhouette_by_hand():
+    """16x16 cells of 2x2 pixels: one is inside, one half; near-white is outside."""
+    pixels = np.full((1, 32, 32, 3), 245, np.uint8)
+    pixels[0, :2, :2] = 0
+    pixels[0, 30, 30:, 2] = 239  # the darkest channel decides
+    (found,) = evaluation.silhouette(pixels).reshape(1, 16, 16)
+    assert (found[0, 0], found[15, 15], found.sum()) == (1, 0.5, 1.5)
+
+
+def test_majority_is_the_largest_class_of_the_training_set(data):
+    logits = evaluation.majority(data, data._replace(labels=data.labels[:7]))
+    assert logits.argmax(1).tolist() == [0] * 7
+    assert logits[0].exp()[0].item() == pytest.approx(15 / 60)
+
+
+def test_colours_tell_brightness_apart(data):
+    """Six levels fall into four ranges of colour, so four classes of six are told."""
+    logits, seconds = evaluation.describe_and_fit(
+        evaluation.colour_histogram, data, data
+    )
+    correct = logits.argmax(1) == torch.from_numpy(data.labels)
+    assert 0.5 < evaluation.accuracy(correct).value < 0.9
+    assert seconds > 0
+
+
+def test_images_are_described_some_at_a_time_in_their_order(data):
+    many = data._replace(
+        rows=np.tile(data.rows, 40), labels=np.tile(data.labels, 40)
+    )  # 2,400 images
+    sizes = []
+
+    def brightness(pixels: np.ndarray) -> np.ndarray:
+        sizes.append(len(pixels))
+        return np.eye(6, dtype=np.float32)[pixels[:, 0, 0, 0] // 45]
+
+    logits, _ = evaluation.describe_and_fit(brightness, many, many)
+    assert (logits.argmax(1).numpy() == many.labels).all()
+    assert (max(sizes) <= 1024, sum(sizes)) == (True, 2 * 2400)
+
+
+# --- tables ---------------------------------------------------------------------------
+
+HOSTILE = '<script>alert(1)</script> & "$x_1$" *b* `c` [d](e)\n# f \\(y\\) |'
+
+
+def test_escaped_text_is_the_same_text_in_html():
+    shown = BeautifulSoup(f"<p>{evaluation.escape(HOSTILE)}</p>", "html.parser")
+    assert shown.p.text == " ".join(HOSTILE.split())
+    assert [tag.name for tag in shown.find_all()] == ["p"] + ["span"] * 4
+
+
+def test_escaped_text_is_the_same_text_in_markdown():
+    from markdown_it import MarkdownIt
+
+    text = f"A {evaluation.escape(HOSTILE)} product"
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    shown = BeautifulSoup(html, "html.parser")
+    assert shown.text.strip() == f"A {' '.join(HOSTILE.split())} product"
+    assert {tag.name for tag in shown.find_all()} == {"p", "span"}
+
+
+def test_a_table_by_hand():
+    rows = {
+        "<b>ours": {"images": 6069, "accuracy %": Estimate(95.35, [94.79, 95.85])},
+        "theirs": {"images": np.int64(1200), "a & b": HOSTILE, "seconds": 1234.567},
+        "none": {"images": None, "a & b": "x"},
+    }
+    shown = BeautifulSoup(evaluation.table(rows, precision=2).to_html(), "html.parser")
+    lines = [[cell.text for cell in row.find_all(["th", "td"])] for row in shown("tr")]
+    text = " ".join(HOSTILE.split())
+    assert lines == [
+        ["\xa0", "images", "accuracy %", "a & b", "seconds"],
+        ["<b>ours", "6,069", "95.35 (94.79 to 95.85)", "", ""],
+        ["theirs", "1,200", "", text, "1,234.57"],
+        ["none", "", "", "x", ""],
+    ]
+
+
+def test_numbers_stand_on_the_right_and_text_on_the_left():
+    style = evaluation.table({"a": {"number": 1, "text": "b"}}).to_html()
+    left, right = style.index("text-align: left"), style.index("text-align: right")
+    assert "_col1" in style[:left].rpartition("{")[0].rpartition("}")[2]
+    assert "_col0" in style[:right].rpartition("{")[0].rpartition("}")[2]
+
+
+def test_a_row_of_a_result():
+    result = evaluation.evaluate(*random_answers(50, seed=2))
+    row = evaluation.accuracy_row(result)
+    assert row["images"] == row["accuracy %"].count == 50
+    assert row["accuracy %"].value == 100 * result["accuracy"]
+    assert "50" in evaluation.table({"network": row}).to_html()
+
+
+def test_the_import_is_light(tmp_path):
+    """scikit-learn, SciPy, torchmetrics and pandas are loaded where they are used."""
+    import ast
+    from pathlib import Path
+
+    for module in ("evaluation", "claims"):
+        tree = ast.parse(Path(evaluation.__file__).with_stem(module).read_text())
+        found = {
+            alias.name.split(".")[0]
+            for node in tree.body
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        assert not found & {"sklearn", "scipy", "torchmetrics", "pandas", "IPython"}

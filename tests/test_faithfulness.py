@@ -1,91 +1,101 @@
 """Whether to believe a map: scores and controls by hand, models left as they were."""
 
+import numpy as np
 import pytest
 import torch
-from networks import assert_untouched, pictures, small, snapshot
+from networks import assert_untouched, random_images, small, snapshot
 from scipy.stats import spearmanr
 from torch import nn
 
-from fashionlib import faithfulness, images
+from fashionlib import faithfulness, images, saliency
 from fashionlib.runtime import InputError
 
 
-class Linear(nn.Module):
-    """Two logits: 0, and the sum of weight * darkness (the value below white, in units of 1/255) of the red channel."""
+class Darkness(nn.Module):
+    """Two logits: 0, and a weighted sum of how far red is below white, in levels."""
 
     def __init__(self, weight):
         super().__init__()
         self.weight = nn.Parameter(weight)
 
     def forward(self, x):
-        darkness = 255 - images.denormalise(x)[..., 0].float()
+        darkness = 255 - images.denormalize(x)[..., 0].float()
         score = (self.weight * darkness).sum((1, 2))
         return torch.stack([torch.zeros_like(score), score], 1)
 
 
+# --- does it depend on what has been learned? -----------------------------------------
+
+
 def test_similarity_by_hand_and_against_scipy():
     a = torch.tensor([[[1.0, 2.0], [3.0, 99.0]]])
+    b = torch.tensor([[[5.0, 4.0], [6.0, -1.0]]])
     mask = torch.tensor([[[True, True], [True, False]]])
-    # ranks 1 2 3 against 2 1 3: 1 - 6 * (1 + 1 + 0) / (3 * 8) = 0.5; the fourth pixel is not looked at
-    assert faithfulness.similarity(
-        a, torch.tensor([[[5.0, 4.0], [6.0, -1.0]]]), mask
-    ).tolist() == pytest.approx([0.5])
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 9, (2, 8, 8), generator=generator)  # ties
-    y = torch.rand(2, 8, 8, generator=generator)
-    inside = torch.rand(2, 8, 8, generator=generator) < 0.7
+    # ranks 1 2 3 against 2 1 3: 1 - 6 * (1 + 1 + 0) / (3 * 8) = 0.5; not the fourth
+    assert faithfulness.similarity(a, b, mask).tolist() == pytest.approx([0.5])
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 9, (2, 8, 8), generator=rng)  # ties
+    y = torch.rand(2, 8, 8, generator=rng)
+    inside = torch.rand(2, 8, 8, generator=rng) < 0.7
     expected = [spearmanr(x[i][inside[i]], y[i][inside[i]]).statistic for i in range(2)]
-    assert faithfulness.similarity(x, y, inside).tolist() == pytest.approx(expected)
+    scores = faithfulness.similarity(x, y, inside)
+    assert scores.dtype == torch.float64
+    assert scores.tolist() == pytest.approx(expected)
     assert faithfulness.similarity(torch.ones(1, 2, 2), a, mask).isnan().all()
 
 
+def test_structural_similarity_of_equal_scaled_and_unrelated_maps():
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 2, 32, 32, generator=rng)
+    mask = torch.ones(2, 32, 32, dtype=torch.bool)
+    mask[1] = False
+    same = faithfulness.structural_similarity(a, 7 * a, mask)
+    assert same[0] == pytest.approx(1, abs=1e-5)
+    assert same[1].isnan()
+    assert faithfulness.structural_similarity(a, b, mask)[0] < 0.1
+    left = mask.clone()
+    left[0, :, 16:] = False
+    mixed = torch.cat([a[..., :16], b[..., 16:]], 2)
+    assert faithfulness.structural_similarity(a, mixed, left)[0] > 0.8
+    assert faithfulness.structural_similarity(a, mixed, ~left & mask)[0] < 0.4
+
+
 @pytest.mark.parametrize("last", [1, 2, None])
-def test_randomised_changes_the_parts_named_and_brings_them_back(last):
+def test_randomized_stages_change_and_come_back(last):
     model = small()
-    before = snapshot(model)
-    state = torch.random.get_rng_state()
-    with faithfulness.randomised(model, seed=3, last=last):
+    before, generator = snapshot(model), torch.random.get_rng_state()
+    with faithfulness.randomize_weights(model, seed=3, last=last):
         drawn = {name: value.clone() for name, value in model.state_dict().items()}
-        assert torch.equal(torch.random.get_rng_state(), state)
-    changed = {
-        name for name, value in drawn.items() if not torch.equal(value, before[0][name])
-    }
-    weights = {name for name, p in model.named_parameters() if p.dim() > 1} | {
-        "fc.bias"
-    }
-    assert changed >= {
-        name
-        for name in weights
-        if name.split(".")[0] in faithfulness.parts(model)[:last]
-    }
-    assert {name.split(".")[0] for name in changed} == set(
-        faithfulness.parts(model)[:last]
-    )
+        assert torch.equal(torch.random.get_rng_state(), generator)
     assert_untouched(model, before)
-    with faithfulness.randomised(model, seed=3, last=last):
-        assert all(
-            torch.equal(value, drawn[name])
-            for name, value in model.state_dict().items()
-        )
-    with faithfulness.randomised(model, seed=4, last=last):
+    stages = faithfulness.stages(model)[:last]
+    weights = {name for name, p in model.named_parameters() if p.dim() > 1}
+    changed = {name for name in drawn if not torch.equal(drawn[name], before[0][name])}
+    assert {name.split(".")[0] for name in changed} == set(stages)
+    assert changed >= {name for name in weights if name.split(".")[0] in stages}
+    with faithfulness.randomize_weights(model, seed=3, last=last):
+        state = model.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in drawn.items())
+    with faithfulness.randomize_weights(model, seed=4, last=last):
         assert not torch.equal(model.fc.weight, drawn["fc.weight"])
 
 
 def test_the_cascade_keeps_what_it_has_drawn():
     model = small()
-    assert faithfulness.parts(model) == ["fc", "layer4", "bn2", "bn1", "conv2", "conv1"]
-    with faithfulness.randomised(model, last=1):
-        head = model.fc.weight.clone()
-    with faithfulness.randomised(model, last=2):
-        assert torch.equal(model.fc.weight, head)
+    expected = ["fc", "layer4", "bn2", "bn1", "conv2", "conv1"]
+    assert faithfulness.stages(model) == expected
+    with faithfulness.randomize_weights(model, last=1):
+        last_layer = model.fc.weight.clone()
+    with faithfulness.randomize_weights(model, last=2):
+        assert torch.equal(model.fc.weight, last_layer)
 
 
-def test_randomised_brings_the_weights_back_after_an_exception():
+def test_weights_come_back_after_an_exception():
     model = small()
     before = snapshot(model)
 
     def fail():
-        with faithfulness.randomised(model):
+        with faithfulness.randomize_weights(model):
             raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"):
@@ -93,74 +103,48 @@ def test_randomised_brings_the_weights_back_after_an_exception():
     assert_untouched(model, before)
 
 
-def test_structural_similarity_of_equal_scaled_and_unrelated_maps():
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.rand(2, 32, 32, generator=generator) for _ in range(2))
-    mask = torch.ones(2, 32, 32, dtype=torch.bool)
-    mask[1] = False
-    same = faithfulness.structural_similarity(a, 7 * a, mask)
-    assert same[0] == pytest.approx(1, abs=1e-5)
-    assert same[1].isnan()
-    assert faithfulness.structural_similarity(a, b, mask)[0] < 0.1
-    half = mask.clone()
-    half[0, :, 16:] = False
-    mixed = torch.cat([a[..., :16], b[..., 16:]], 2)
-    outside = ~half & mask
-    assert faithfulness.structural_similarity(a, mixed, half)[0] > 0.8
-    assert faithfulness.structural_similarity(a, mixed, outside)[0] < 0.4
+# --- does it name the pixels that matter? ---------------------------------------------
 
 
 def test_deletion_and_insertion_by_hand():
-    """A black 1x4 picture: removing a pixel takes its weight off the logit, putting it in adds it."""
+    """A black 1x4 image: removing a pixel takes its weight off the logit."""
     weight = torch.tensor([[3.0, 0.0, 1.0, 0.0]]) / 255
-    pixels = images.normalise(torch.zeros(1, 1, 4, 3, dtype=torch.uint8))
+    pixels = images.normalize(torch.zeros(1, 1, 4, 3, dtype=torch.uint8))
     ranking = torch.tensor([[[9.0, 1.0, 5.0, 0.0]]])  # the order 0, 2, 1, 3
     result = faithfulness.deletion_insertion(
-        Linear(weight), pixels, torch.tensor([1]), ranking, steps=4
+        Darkness(weight), pixels, torch.tensor([1]), ranking, steps=4
     )
-    expected = torch.tensor(
-        [[4.0, 1, 0, 0, 0], [0, 3, 4, 4, 4]], dtype=torch.float64
-    ).sigmoid()
-    torch.testing.assert_close(
-        torch.cat([result["deletion"], result["insertion"]]),
-        expected,
-        rtol=1e-5,
-        atol=0,
-    )
+    logits = torch.tensor([[4.0, 1, 0, 0, 0], [0, 3, 4, 4, 4]], dtype=torch.float64)
+    expected = logits.sigmoid()
+    curves = torch.cat([result["deletion"], result["insertion"]])
+    torch.testing.assert_close(curves, expected, rtol=1e-5, atol=0)
     assert result["fractions"].tolist() == [0, 0.25, 0.5, 0.75, 1]
-    areas = (expected[:, :-1] + expected[:, 1:]).sum(
-        1
-    ) / 8  # four trapezoids of width 1/4
-    torch.testing.assert_close(
-        torch.cat([result["deletion_auc"], result["insertion_auc"]]),
-        areas,
-        rtol=1e-5,
-        atol=0,
-    )
+    areas = (expected[:, :-1] + expected[:, 1:]).sum(1) / 8  # trapezoids of width 1/4
+    found = torch.cat([result["deletion_auc"], result["insertion_auc"]])
+    torch.testing.assert_close(found, areas, rtol=1e-5, atol=0)
 
 
-def test_deletion_fills():
-    pixels = pictures(2, 16)
-    model, ranking = small().eval(), torch.rand(2, 16, 16)
-    targets = torch.tensor([0, 1])
-    ends = {
-        fill: faithfulness.deletion_insertion(
-            model, pixels, targets, ranking, steps=1, fill=fill
-        )["deletion"]
-        for fill in ("white", "blurred")
-    }
-    white = (
-        model(images.normalise(torch.full((1, 16, 16, 3), 255, dtype=torch.uint8)))
-        .softmax(1)[0, :2]
-        .double()
-    )
-    torch.testing.assert_close(ends["white"][:, 1], white, rtol=1e-4, atol=0)
-    assert torch.equal(
-        ends["white"][:, 0], ends["blurred"][:, 0]
-    )  # nothing removed yet
+def test_deletion_fills_and_leaves_the_model_as_it_was():
+    pixels, targets = random_images(3, 16), torch.tensor([0, 1, 2])
+    model, ranking = small().train(), torch.rand(3, 16, 16)
+    before, ends = snapshot(model), {}
+    for fill in ("white", "blurred"):
+        options = {"steps": 1, "fill": fill, "batch_size": 2}
+        curves = faithfulness.deletion_insertion(
+            model, pixels, targets, ranking, **options
+        )
+        ends[fill] = curves["deletion"]  # (3, 2): nothing is removed, then everything
+    assert_untouched(model, before)
+    white = model.eval()(images.white(pixels)).softmax(1).gather(1, targets[:, None])
+    expected = white[:, 0].double()
+    torch.testing.assert_close(ends["white"][:, 1], expected, rtol=1e-4, atol=0)
+    assert torch.equal(ends["white"][:, 0], ends["blurred"][:, 0])
     assert not torch.equal(ends["white"][:, 1], ends["blurred"][:, 1])
-    with pytest.raises(InputError, match="white or blurred"):
+    with pytest.raises(InputError, match="black"):
         faithfulness.deletion_insertion(model, pixels, targets, ranking, fill="black")
+
+
+# --- how much of a map lies where? ----------------------------------------------------
 
 
 def test_mass_share_by_hand():
@@ -174,25 +158,109 @@ def test_mass_share_by_hand():
 
 
 def test_density_ratio_by_hand():
-    """Half of the mass on a fifth of the area: odds 1 against 1/4, four times as dense."""
-    ratio, (low, high) = faithfulness.density_ratio([0.4, 0.6], [0.3, 0.1])
+    """Half of the mass on a fifth of the area: odds 1 and 1/4, four times as dense."""
+    ratio, (low, high), count = faithfulness.density_ratio([0.4, 0.6], [0.3, 0.1])
     assert ratio == pytest.approx(4)
     assert low < 4 < high
-    assert faithfulness.density_ratio([0.5, 0.5], [0.5, 0.5]) == (1, [1, 1])
-    with pytest.raises(InputError, match="needs two pictures or more; found 1"):
-        faithfulness.density_ratio([0.5, float("nan")], [0.5, 0.5])
+    assert count == 2
+    assert faithfulness.density_ratio([0.5, 0.5], [0.5, 0.5]) == (1, [1, 1], 2)
 
 
-def test_mean_interval_by_hand():
-    """1, 2, 3: standard error 1 / sqrt(3), two degrees of freedom: 4.303 of them."""
-    mean, interval, count = faithfulness.mean_interval([1, 2, 3, float("nan")])
-    assert (mean, count) == (2, 3)
-    assert interval == pytest.approx(
-        [2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-4
-    )
-    with pytest.raises(InputError, match="at least two pictures, found 1"):
-        faithfulness.mean_interval([1, float("nan")])
-    assert (
-        faithfulness.interval_text((0.214, [0.15, 0.268], 9), "+.2f")
-        == "+0.21 (+0.15 to +0.27)"
-    )
+@pytest.mark.parametrize("seed", range(12))
+def test_images_without_the_part_are_left_out(seed):
+    """Two of six figures show no head: a draw of these alone would be 0/0."""
+    masks = torch.full((6, 8, 8), faithfulness.REST, dtype=torch.uint8)
+    masks[:4, :2] = faithfulness.FACE
+    maps = torch.rand(6, 8, 8, generator=torch.Generator().manual_seed(seed))
+    mass, area = faithfulness.mass_share(maps, masks, faithfulness.FACE)
+    estimate = faithfulness.density_ratio(mass, area, seed=seed)
+    assert estimate.count == 4
+    assert np.isfinite([estimate.value, *estimate.ci95]).all()
+    assert estimate == faithfulness.density_ratio(mass[:4], area[:4], seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("mass", "area", "word"),
+    [
+        ([0.5, float("nan")], [0.5, 0.5], "found 1"),  # no saliency
+        ([0.5, 0.0], [0.5, 0.0], "found 1"),  # no part
+        ([0.5, 1.0], [0.5, 1.0], "found 1"),  # no rest
+        ([], [], "found 0"),
+        ([1.0, 1.0, 0.5], [0.5, 0.5, 0.5], "interval"),  # nothing on the rest
+    ],
+)
+def test_a_ratio_without_an_interval_is_refused(mass, area, word):
+    with pytest.raises(InputError, match=word):
+        faithfulness.density_ratio(torch.tensor(mass), torch.tensor(area))
+
+
+def test_outline_by_hand():
+    """A block cut by the lower edge: the band is a pixel wide on both sides of it."""
+    inside = torch.zeros(1, 6, 7, dtype=torch.bool)
+    inside[0, 2:, 2:5] = True
+    rows = ["0000000", "0111110", "0111110", "0113110", "0113110", "0113110"]
+    expected = torch.tensor([[int(value) for value in row] for row in rows])
+    bands = faithfulness.outline_masks(inside, 1)[0]
+    assert torch.equal(bands, expected.to(torch.uint8))
+
+
+# --- where is the face? ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cascade", faithfulness.CASCADES)
+def test_small_images_are_refused_and_noise_has_no_face(cascade):
+    with pytest.raises(InputError, match="112"):
+        faithfulness.find_faces(
+            np.zeros((1, 80, 60, 3), np.uint8), torch.zeros(1, 3, 80, 60), cascade
+        )
+    pixels = random_images(1, 112)
+    photographs = images.denormalize(pixels).numpy()
+    masks = faithfulness.find_faces(photographs, pixels, cascade)
+    assert torch.equal(masks == faithfulness.REST, saliency.foreground(pixels))
+
+
+def test_a_found_box_is_scaled_back_and_keeps_the_background(monkeypatch):
+    """A detector that sees 112x56 at (56, 28) of 448: 28x14 at (14, 7) of 112."""
+    import cv2
+
+    class Detector:
+        def __init__(self, path):
+            assert path.endswith(".xml")
+
+        def detectMultiScale(self, image, **_options):
+            assert image.shape == (448, 448)
+            return [(56, 28, 112, 56)]
+
+    monkeypatch.setattr(cv2, "CascadeClassifier", Detector)
+    photographs = np.zeros((1, 112, 112, 3), np.uint8)
+    photographs[0, :10] = 255
+    pixels = images.normalize(torch.from_numpy(photographs))
+    (mask,) = faithfulness.find_faces(photographs, pixels)
+    expected = torch.full((112, 112), faithfulness.REST, dtype=torch.uint8)
+    expected[7:21, 14:42] = faithfulness.FACE
+    expected[:10] = 0
+    assert torch.equal(mask, expected)
+
+
+def test_box_by_hand():
+    masks = torch.zeros(2, 5, 6, dtype=torch.uint8)
+    masks[0, 1, 2] = masks[0, 3, 4] = faithfulness.FACE
+    masks[0, 4, 5] = faithfulness.REST
+    boxes = faithfulness.face_boxes(masks)
+    expected = torch.zeros(5, 6, dtype=torch.bool)
+    expected[1:4, 2:5] = True
+    assert torch.equal(boxes[0], expected)
+    assert not boxes[1].any()
+
+
+def test_the_control_is_as_large_beside_the_face_and_on_the_figure():
+    inside = torch.zeros(2, 12, 8, dtype=torch.bool)
+    inside[:, :, 2:6] = True
+    face = torch.zeros_like(inside)
+    face[0, 1:4, 3:5] = True
+    control = faithfulness.box_elsewhere(face, inside)
+    assert control[0].sum() == 6
+    assert not (control & face).any()
+    assert (control[0] & inside[0]).sum() == 6
+    assert control[0, 4:7, 2:4].all()  # the topmost place below it
+    assert not control[1].any()

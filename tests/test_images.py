@@ -1,13 +1,12 @@
-"""Feeding pictures: batches, their order, augmentation and normalisation, on pictures whose pixels are known."""
+"""Batches, their order, augmentation and normalization, on images of known pixels."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import pictures
 
-from fashionlib import images, runtime
+from fashionlib import images
 
 
 def image_set(count=23, height=6, width=5) -> images.ImageSet:
@@ -18,10 +17,16 @@ def image_set(count=23, height=6, width=5) -> images.ImageSet:
     return images.ImageSet(pixels, np.arange(0, 2 * count, 2), np.arange(count) % 6)
 
 
+def random_pixels(count, side) -> torch.Tensor:
+    return images.normalize(
+        torch.from_numpy(image_set(count, side, side).images[:count])
+    )
+
+
 def collect(data, **options) -> tuple[np.ndarray, np.ndarray]:
     """All pixels as uint8 (N, H, W, 3), and all labels, of one pass."""
     parts = list(images.batches(data, **{"batch_size": 7, **options}))
-    pixels = torch.cat([images.denormalise(pixels) for pixels, _ in parts])
+    pixels = torch.cat([images.denormalize(pixels) for pixels, _ in parts])
     return pixels.numpy(), torch.cat([labels for _, labels in parts]).numpy()
 
 
@@ -47,13 +52,13 @@ def test_normalising_by_hand_and_back():
         (128 / 255 - 0.456) / 0.224,
         (255 / 255 - 0.406) / 0.225,
     ]
-    assert images.normalise(values).flatten().tolist() == pytest.approx(
+    assert images.normalize(values).flatten().tolist() == pytest.approx(
         expected, abs=1e-6
     )
     every = (
         torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
     )
-    assert torch.equal(images.denormalise(images.normalise(every)), every)
+    assert torch.equal(images.denormalize(images.normalize(every)), every)
 
 
 def test_shuffling_depends_on_seed_and_epoch():
@@ -98,9 +103,9 @@ def test_moving_by_hand():
         np.arange(6, dtype=np.uint8).reshape(1, 2, 3, 1), 3, axis=3
     )  # [[0, 1, 2], [3, 4, 5]]
     shifts = np.array([[0, 1], [-1, 0], [0, 1], [1, -1]])
-    moved = images._gather(
-        picture, np.zeros(4, int), shifts, np.array([False, False, True, False]), 1
-    )[..., 0]
+    mirrored = torch.tensor([False, False, True, False])
+    rows = torch.zeros(4, dtype=torch.int64)
+    moved = images._gather(picture, rows, torch.from_numpy(shifts), mirrored)[..., 0]
     assert moved[0].tolist() == [
         [1, 2, 2],
         [4, 5, 5],
@@ -128,7 +133,8 @@ def test_moving_equals_moving_pixel_by_pixel(seed, height, width, reach):
     pictures = random.integers(0, 256, (6, height, width, 3), dtype=np.uint8)
     rows, mirrored = random.integers(0, 6, 4), random.random(4) < 0.5
     shifts = random.integers(-reach, reach + 1, (4, 2))
-    moved = images._gather(pictures, rows, shifts, mirrored, reach)
+    places = [torch.from_numpy(each) for each in (rows, shifts, mirrored)]
+    moved = images._gather(pictures, *places).numpy()
     for picture, row, (down, right), mirror in zip(
         moved, rows, shifts, mirrored, strict=True
     ):
@@ -205,7 +211,7 @@ def test_an_epoch_can_be_gone_on_with():
     options = {"batch_size": 7, "epoch": 1, "flip": True, "crop": 2}
     whole = list(images.batches(data, **options))
     for first in (0, 3, len(whole)):
-        rest = list(images.batches(data, first=first, **options))
+        rest = list(images.batches(data, first_batch=first, **options))
         assert len(rest) == len(whole) - first
         assert all(
             torch.equal(a[0], b[0]) for a, b in zip(rest, whole[first:], strict=True)
@@ -213,19 +219,19 @@ def test_an_epoch_can_be_gone_on_with():
 
 
 def test_processes_share_every_batch():
-    """50 pictures in batches of 16: the last one has two, of which a third process gets one that another has, too."""
+    """50 images in batches of 16: of the last two, a third process gets a copy."""
     data = image_set(50)
     options = {"batch_size": 16, "epoch": 1, "flip": True, "crop": 2}
     shares = [
-        list(images.batches(data, process=process, processes=3, **options))
-        for process in range(3)
+        list(images.batches(data, rank=rank, world_size=3, **options))
+        for rank in range(3)
     ]
     for batch, (pixels, labels) in enumerate(images.batches(data, **options)):
         together = [torch.cat([share[batch][i] for share in shares]) for i in (0, 1)]
         order = [
             place
-            for process in range(3)
-            for place in range(len(labels))[process::3] or [len(labels) - 1]
+            for rank in range(3)
+            for place in range(len(labels))[rank::3] or [len(labels) - 1]
         ]
         assert torch.equal(together[0], pixels[order])
         assert torch.equal(together[1], labels[order])
@@ -243,33 +249,54 @@ def test_pictures_on_the_device_give_the_same_batches():
         assert torch.equal(ours[1], theirs[1])
 
 
-def test_a_set_becomes_resident_where_half_of_the_free_memory_holds_it(monkeypatch):
-    data = image_set(20)
+def test_a_set_moves_to_a_gpu_where_half_of_its_free_memory_holds_it(monkeypatch):
+    data, gpu = image_set(20), torch.device("cuda")
     size = 20 * 6 * 5 * 3
-    monkeypatch.setattr(runtime, "free_memory", lambda _: 2 * size)
-    found = images.resident(data, torch.device("cpu"))
+    made = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *shape, device, **options: made(*shape, **options)
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * size, 0))
+    found = images.to_device(data, gpu)
     assert torch.equal(found.images, torch.from_numpy(data.images[data.rows]))
     assert found.rows.tolist() == list(range(20))
-    monkeypatch.setattr(runtime, "free_memory", lambda _: 2 * size - 1)
-    assert images.resident(data, torch.device("cpu")) is data
-    monkeypatch.undo()
-    assert (
-        images.resident(data, torch.device("cpu")) is data
-    )  # a CPU has no memory of its own
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * size - 1, 0))
+    assert images.to_device(data, gpu) is data
+    assert images.to_device(data, torch.device("cpu")) is data
 
 
-def test_one_ahead_is_map():
-    assert list(images._one_ahead(lambda x: x * x, iter(range(5)))) == [0, 1, 4, 9, 16]
-    assert list(images._one_ahead(len, iter([]))) == []
-    with pytest.raises(ZeroDivisionError):
-        list(images._one_ahead(lambda x: 1 // x, iter([1, 0])))
+def test_a_random_subset_is_a_sample_of_the_whole_set():
+    """Labels cluster, as they do in the order of ids."""
+    data = image_set(600)._replace(labels=np.repeat(np.arange(6), 100))
+    few = images.random_subset(data, 120, seed=1)
+    assert np.bincount(few.labels).min() > 8  # 20 expected of each class
+    assert len(set(few.rows)) == 120
+    assert set(few.rows) <= set(data.rows)
+    whole = images.random_subset(data, 10_000)
+    assert sorted(whole.rows) == data.rows.tolist()
+    assert (images.random_subset(data, 50, 1).rows == few.rows[:50]).all()
+
+
+def test_a_balanced_subset_has_as_many_of_each_class():
+    labels = np.repeat(np.arange(6), [3, 50, 50, 50, 50, 97])
+    few = images.balanced_subset(image_set(300)._replace(labels=labels), 60)
+    assert np.bincount(few.labels).tolist() == [3, 10, 10, 10, 10, 10]
+
+
+def test_stratified_subsets_hold_each_other():
+    labels = np.repeat(np.arange(6), [2, 20, 40, 60, 80, 98])
+    data = image_set(300)._replace(labels=labels)
+    small, large = (images.stratified_subset(data, part) for part in (0.1, 0.5))
+    assert np.bincount(small.labels).tolist() == [1, 2, 4, 6, 8, 10]
+    assert np.bincount(large.labels).tolist() == [1, 10, 20, 30, 40, 49]
+    assert set(small.rows) <= set(large.rows)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("resident", [False, True])
 def test_batches_are_the_same_on_the_gpu(resident):
     data = image_set(50)
-    there = images.resident(data, torch.device("cuda")) if resident else data
+    there = images.to_device(data, torch.device("cuda")) if resident else data
     for on_gpu, on_cpu in zip(
         images.batches(there, batch_size=7, device="cuda", epoch=1, flip=True, crop=2),
         images.batches(data, batch_size=7, device="cpu", epoch=1, flip=True, crop=2),
@@ -282,20 +309,20 @@ def test_batches_are_the_same_on_the_gpu(resident):
 
 
 def test_a_blurred_picture_keeps_its_colour():
-    pixels = pictures(2, 64)
-    smooth = images.blurred(pixels, 3.2)
+    pixels = random_pixels(2, 64)
+    smooth = images.blur(pixels, 3.2)
     assert smooth.shape == pixels.shape
     torch.testing.assert_close(
         smooth.mean((2, 3)), pixels.mean((2, 3)), atol=0.05, rtol=0
     )
     assert (smooth.std((2, 3)) < 0.3 * pixels.std((2, 3))).all()
     white = images.white(pixels)
-    torch.testing.assert_close(images.blurred(white, 3.2), white)
+    torch.testing.assert_close(images.blur(white, 3.2), white)
 
 
 def test_a_blur_is_the_same_under_autocast():
-    pixels = pictures(2, 64)
+    pixels = random_pixels(2, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under = images.blurred(pixels, 5.0)
-    assert torch.equal(under, images.blurred(pixels, 5.0))
-    assert images.blurred(pixels.bfloat16(), 5.0).dtype == torch.bfloat16
+        under = images.blur(pixels, 5.0)
+    assert torch.equal(under, images.blur(pixels, 5.0))
+    assert images.blur(pixels.bfloat16(), 5.0).dtype == torch.bfloat16

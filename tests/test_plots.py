@@ -1,21 +1,236 @@
 """Figures are looked at by people; what can be counted is tested here."""
 
+import base64
 import io
+import os
+import subprocess
+import sys
 
+import matplotlib as mpl
 import numpy as np
+import pytest
+import torch
+from IPython import display
+from matplotlib.container import BarContainer, ErrorbarContainer
 from PIL import Image
 
 from fashionlib import plots
+from fashionlib.evaluation import Estimate
+
+NAMES = [f"series {i}" for i in range(9)]  # the most that a chapter draws
+X = [0.0, 0.5, 1.0]
+ESTIMATES = [Estimate(0.5, [0.4, 0.6])] * 3
+BINS = {"confidence": X, "accuracy": X, "count": [1, 2, 3]}
+RECORD = {"epoch": 1, "train_loss": 1.0, "validation_loss": 2.0}
+RECORD |= {"train_accuracy": 0.5, "validation_accuracy": 0.5}
+STEP = dict.fromkeys(["discriminator_loss", "generator_loss"], 1.0)
+STEP |= dict.fromkeys(["real_score", "fake_score"], 0.5)
+SERIES = {
+    "bars": lambda: plots.class_bars({name: [0.1] * 6 for name in NAMES}),
+    "estimates": lambda: plots.estimates(
+        {name: {"row": ESTIMATES[0]} for name in NAMES}, "x"
+    ),
+    "cost": lambda: plots.cost_and_accuracy(
+        {name: (1.0, ESTIMATES[0]) for name in NAMES}, "x"
+    ),
+    "lines": lambda: plots.lines(X, dict.fromkeys(NAMES, X), "x", "y"),
+    "curves": lambda: plots.learning_curves([RECORD]),
+    "reliability": lambda: plots.reliability(dict.fromkeys(NAMES, BINS)),
+    "orders": lambda: plots.deletion_insertion(X, dict.fromkeys(NAMES, (X, X))),
+    "cascade": lambda: plots.cascade(
+        ["a", "b", "c"], {"SSIM": dict.fromkeys(NAMES, ESTIMATES)}
+    ),
+    "gan": lambda: plots.gan_curves({"one": [STEP], "two": [STEP]}),
+}
 
 
-def test_animation_shows_every_moment_and_begins_anew():
+def solid(value: int, height: int = 4, width: int = 4) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def style(series) -> tuple:
+    if isinstance(series, BarContainer):
+        return series[0].get_facecolor(), series[0].get_hatch()
+    line = series[0]
+    return line.get_color(), line.get_marker(), line.get_linestyle()
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_no_two_series_of_a_figure_look_alike(name):
+    for axes in SERIES[name]().axes:
+        found = [each for each in axes.containers if each.get_label()[0] != "_"]
+        assert len(found) >= 2
+        assert len({style(series) for series in found}) == len(found)
+        if isinstance(found[0], ErrorbarContainer):  # in grey, too
+            assert len({series[0].get_marker() for series in found}) == len(found)
+
+
+def test_the_readers_own_settings_neither_matter_nor_change(monkeypatch):
+    bars = {"ours": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    expected = plots.png(plots.class_bars(bars))
+    monkeypatch.setitem(mpl.rcParams, "font.size", 30)
+    monkeypatch.setitem(mpl.rcParams, "text.usetex", True)
+    monkeypatch.setitem(mpl.rcParams, "savefig.transparent", True)
+    assert plots.png(plots.class_bars(bars)) == expected
+    plots.png(plots.cascade(["a", "b"], {"SSIM": {"guided": ESTIMATES[:2]}}))
+    assert mpl.rcParams["font.size"] == 30
+    assert not mpl.rcParams["axes.grid"]
+
+
+def test_text_of_data_is_no_formula():
+    odd = "$\\frac{a}$"
+    plots.png(plots.image_row([solid(9)], [odd]))  # mathtext would refuse it
+    plots.png(plots.estimates({odd: {odd: ESTIMATES[0]}}, odd))
+    figure = plots.cost_and_accuracy({odd: (0.5, ESTIMATES[0])}, odd)
+    plots.png(figure)
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert any(ticks)
+    assert "$" not in "".join(ticks)
+
+
+@pytest.mark.slow
+def test_pyplot_is_not_needed():
+    code = "import sys, fashionlib.plots; print('matplotlib.pyplot' in sys.modules)"
+    environment = os.environ | {"MPLBACKEND": "TkAgg"}
+    command = [sys.executable, "-c", code]
+    printed = subprocess.check_output(command, text=True, env=environment)
+    assert printed.strip() == "False"
+
+
+def test_a_figure_is_shown_as_png_words_and_caption(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda *given, **o: shown.append((*given, o)))
+    plots.show(plots.image_row([solid(200)], ["a shoe"]), "One *shoe*\nfor $5.")
+    (bundle, options), (caption, _) = shown
+    assert bundle["text/plain"] == "Images: a shoe."
+    image = pixels(base64.b64decode(bundle["image/png"]))
+    width = options["metadata"]["image/png"]["width"]
+    assert (options["raw"], width) == (True, image.shape[1] // 2)  # sharp on 2x screens
+    assert isinstance(caption, display.Markdown)
+    assert caption.data.startswith("*One ")
+    assert caption.data.count("*") == 2  # one paragraph in italics
+    assert "\n" not in caption.data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["agg", "TkAgg"])
+def test_a_notebook_shows_its_figure_once_whatever_the_backend(backend, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    cell = (
+        "%config InlineBackend.figure_formats = ['svg']\n"
+        "from fashionlib import plots\n"
+        "plots.show(plots.class_bars({'ours': [0.1] * 6}), 'Six bars.')"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    monkeypatch.setenv("MPLBACKEND", backend)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    bars, caption = (dict(output["data"]) for output in notebook.cells[0].outputs)
+    assert set(bars) == {"image/png", "text/plain"}
+    assert bars["text/plain"].startswith("fraction of images: ours Men/Accessories 0.1")
+    assert caption["text/markdown"] == "*Six bars.*"
+
+
+def test_images_keep_their_shape_and_order():
+    row = plots.image_row([solid(10, 40, 20), solid(90, 20, 40)], ["tall", "wide"])
+    tall, wide = (image.get_extent() for image in row.axes[0].images)
+    assert (tall[1] - tall[0]) / (tall[2] - tall[3]) == pytest.approx(0.5)
+    assert (wide[1] - wide[0]) / (wide[2] - wide[3]) == pytest.approx(2)
+    assert tall[2:] == wide[2:]  # one height
+    assert tall[1] < wide[0]
+    found = pixels(plots.png(plots.image_grid([solid(10), solid(90)], columns=1)))
+    column = found[:, found.shape[1] // 2, 0].tolist()
+    assert column.index(10) < column.index(90)
+
+
+def test_a_map_is_grey_at_zero_and_darker_where_it_is_more():
+    signed = torch.zeros(3, 4, 4)
+    signed[0, 1, 2], signed[2, 3, 3] = 2.0, -2.0
+    image = plots._imshow(signed)["X"]
+    np.testing.assert_allclose(image[0, 0], 0.5)
+    np.testing.assert_allclose(image[1, 2], [1, 0.5, 0.5])
+    np.testing.assert_allclose(image[3, 3], [0.5, 0.5, 0])
+    magnitude = np.array([[0.0, 1.0], [2.0, 3.0]])
+    rows = {"image": [solid(0)], "map": [magnitude], "no map": [0 * magnitude]}
+    figure = plots.map_rows(rows, ["Men/Other"])
+    _, shown, empty = figure.axes[0].images
+    assert shown.cmap(shown.norm(3.0))[0] < shown.cmap(shown.norm(1.0))[0]
+    assert empty.cmap(empty.norm(0.0))[0] == 1.0
+    plots.png(figure)
+
+
+def test_every_count_of_the_confusion_is_written():
+    matrix = 10 * np.arange(6)[:, None] + np.arange(6)
+    matrix[3] = 0  # a class without images
+    texts = plots.confusion_matrix(matrix.tolist()).axes[0].texts
+    assert [int(text.get_text()) for text in texts] == matrix.ravel().tolist()
+
+
+def test_curves_of_tensors_and_running_means():
+    curves = {"guided": (torch.tensor(X), torch.tensor(X)), "random": (X, X)}
+    assert len(plots.deletion_insertion(torch.tensor(X), curves).axes) == 2
+    history = [STEP | {"generator_loss": loss} for loss in (1.0, 2.0, 6.0)]
+    loss, _score = plots.gan_curves({"bags": history}, smooth=2).axes
+    (generator,) = [line for line in loss.containers if line.get_label() == "generator"]
+    assert generator[0].get_ydata().tolist() == [1.0, 1.5, 4.0]
+
+
+def test_a_film_begins_with_its_end_and_shows_every_moment():
     moments = {
         epoch: np.full((16, 8, 8, 3), 10 * epoch, np.uint8) for epoch in (1, 5, 9)
     }
-    film = Image.open(io.BytesIO(plots.animation(moments, columns=8).data))
+    film = Image.open(io.BytesIO(plots.film(moments, columns=8)))
     assert (film.n_frames, film.size, film.info["loop"]) == (3, (64, 16), 0)
     shown = []
     for i in range(3):
         film.seek(i)
         shown.append((film.convert("RGB").getpixel((5, 5)), film.info["duration"]))
-    assert shown == [((10,) * 3, 400), ((50,) * 3, 400), ((90,) * 3, 2000)]
+    assert shown == [((90,) * 3, 2000), ((10,) * 3, 400), ((50,) * 3, 400)]
+
+
+def test_a_film_keeps_the_order_of_its_images():
+    four = np.stack([solid(value) for value in (0, 80, 160, 240)])
+    frame = pixels(plots.film({1: four}, columns=2))
+    assert frame.shape == (2 * 4, 2 * 4, 3)
+    assert frame[::4, ::4, 0].tolist() == [[0, 80], [160, 240]]
+
+
+def test_a_film_is_shown_with_its_moments_in_words(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda *given, **o: shown.append((*given, o)))
+    eight = np.stack([solid(200)] * 8)
+    plots.show_film({1: eight, 7: eight // 2}, "Two moments.")
+    (bundle, options), (caption, _) = shown
+    assert bundle["text/plain"] == "2 moments: epochs 1, 7."
+    assert options["metadata"]["image/png"]["width"] == 8 * 4
+    assert caption.data == "*Two moments.*"
+
+
+def test_a_change_of_a_control_draws_anew():
+    asked = []
+
+    def draw(method, image):
+        asked.append((method, image))
+        return plots.image_grid([solid(image)], columns=1)
+
+    controls, moving = plots.explorer(
+        draw, method=["guided", "gradient"], image=(0, 200)
+    ).children
+    method, image, *_ = controls.children
+    assert asked == [("guided", 100)]
+    before = moving.value
+    image.value = 200
+    method.value = "gradient"
+    assert asked[1:] == [("guided", 200), ("gradient", 200)]
+    assert moving.value != before
+    assert [200] * 3 in pixels(moving.value).reshape(-1, 3).tolist()
+    assert not image.continuous_update
+
+
+def test_source_shows_the_code_itself():
+    assert "def source(obj" in plots.source(plots.source).data

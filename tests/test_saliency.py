@@ -1,4 +1,4 @@
-"""Saliency: the guided rule by hand and against Captum, models left untouched, averages."""
+"""The guided rule by hand, against Captum and an exact reference; averages."""
 
 import copy
 
@@ -6,60 +6,77 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from captum.attr import GuidedBackprop
-from networks import assert_untouched, pictures, small, snapshot, trained
+from captum.attr import GuidedBackprop, IntegratedGradients
+from networks import assert_untouched, random_images, small, snapshot, trained
 from torch import nn
 from torch.nn import functional as F
 
 from fashionlib import images, saliency
 from fashionlib.runtime import InputError
 
+each_method = pytest.mark.parametrize("name", saliency.METHODS)
+
 
 class Functional(nn.Module):
-    """Every way to call ReLU, none of them a module; one of them ignores what it returns."""
+    """A convolution before each of some activations, given as functions."""
 
-    def __init__(self):
+    def __init__(self, *activations):
         super().__init__()
-        self.layers = nn.ModuleList(
-            [nn.Conv2d(3, 5, 3), *(nn.Conv2d(5, 5, 3) for _ in range(7))]
-        )
-        self.head = nn.Linear(5, 4)
+        convolutions = [nn.Conv2d(3, 5, 3)]
+        convolutions += [nn.Conv2d(5, 5, 3) for _ in activations[1:]]
+        self.layers, self.head = nn.ModuleList(convolutions), nn.Linear(5, 4)
+        self.activations = activations
 
     def forward(self, x):
-        activations = (
-            *(F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),
-            *(
-                lambda x: F.relu(x, inplace=True),
-                lambda x: F.relu(x, True),
-                self.forgetful,
-            ),
-        )
-        for layer, activation in zip(self.layers, activations, strict=True):
+        for layer, activation in zip(self.layers, self.activations, strict=True):
             x = activation(layer(x))
         return self.head(x.mean((2, 3)))
 
-    def forgetful(self, x):
-        x.relu_()
-        return x
-
-    def as_modules(self):
-        parts = [part for layer in self.layers for part in (layer, nn.ReLU())]
+    def as_modules(self, activation=nn.ReLU):
+        parts = [part for layer in self.layers for part in (layer, activation())]
         return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), self.head)
 
 
-# --- the guided rule --------------------------------------------------------------------------------------------------
+def forgetful(x):
+    """ReLU in place, whose result is not used."""
+    x.relu_()
+    return x
+
+
+def exact_guided(model, pixels, targets):
+    """The rule by other means: hooks that clamp the gradient behind each module."""
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, _inputs, y: y.register_hook(lambda g: g.clamp(min=0)) and y
+        )
+        for module in model.eval().modules()
+        if isinstance(module, (nn.ReLU, nn.ReLU6))
+    ]
+    leaf = pixels.clone().requires_grad_()
+    score = model(leaf).gather(1, targets[:, None]).sum()
+    for hook in hooks:
+        hook.remove()
+    return torch.autograd.grad(score, leaf)[0]
+
+
+# --- the guided rule ------------------------------------------------------------------
 
 
 def test_guided_rule_by_hand():
-    x = torch.tensor([[-1.0, 2.0, 3.0, 0.0]], requires_grad=True)
-    saliency.GuidedReLU.apply(x, False).backward(torch.tensor([[5.0, 5.0, -5.0, 5.0]]))
-    assert x.grad.tolist() == [
-        [0, 5, 0, 0]
-    ]  # x negative; both positive; gradient negative; x zero
+    x = torch.tensor([-1.0, 2.0, 3.0, 0.0, 6.0, 7.0], requires_grad=True)
+    gradient = torch.tensor([5.0, 5.0, -5.0, 5.0, 5.0, 5.0])
+    saliency.GuidedReLU.apply(x).backward(gradient)
+    # x negative; both positive; gradient negative; x zero; both positive
+    assert x.grad.tolist() == [0, 5, 0, 0, 5, 5]
+    x.grad = None
+    y = saliency.GuidedReLU.apply(x, False, 6.0)
+    y.backward(gradient)
+    assert y.tolist() == [0, 2, 3, 0, 6, 6]
+    assert x.grad.tolist() == [0, 5, 0, 0, 0, 0]  # at and above its ceiling: nothing
 
 
 def test_toy_network_by_hand():
-    """4x4 pixels; two 1x1 filters, +1 and -1; ReLU; the head adds filter 0 on the left and takes filter 1 off."""
+    """4x4 pixels; 1x1 filters +1 and -1; ReLU; plus filter 0 at the left, minus 1."""
     first, head = nn.Conv2d(3, 2, 1, bias=False), nn.Linear(32, 1, bias=False)
     with torch.no_grad():
         first.weight.copy_(torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])[:, :, None, None])
@@ -68,56 +85,84 @@ def test_toy_network_by_hand():
     model = nn.Sequential(first, nn.ReLU(inplace=True), nn.Flatten(), head)
     red = torch.tensor([[1.0, -1, 1, -1], [2, 2, 2, 2], [-1, -1, -1, -1], [0, 1, 0, 1]])
     pixels = torch.stack([red, torch.ones(4, 4), torch.ones(4, 4)])[None]
-    # filter 0 fires where red > 0 and counts on the left; filter 1 fires where red < 0, and its gradient is negative
+    # filter 0 is active where red > 0 and counts at the left; filter 1 where red < 0,
+    # and its gradient is negative
     guided = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
     plain = torch.tensor([[1.0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]])
-    for method, expected in (
-        (saliency.guided_backprop, guided),
-        (saliency.gradient, plain),
-    ):
-        maps = method(model, pixels)
-        assert torch.equal(maps[0, 0], expected)
+    expected = {saliency.guided_backprop: guided, saliency.gradient: plain}
+    for method, values in expected.items():
+        maps = method(model, pixels, torch.tensor([0]))
+        assert torch.equal(maps[0, 0], values)
         assert not maps[0, 1:].any()
 
 
 @pytest.mark.filterwarnings("ignore:Setting backward hooks")
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: trained(torchvision.models.resnet18(num_classes=6)),
-        lambda: torchvision.models.vgg11(num_classes=6),
-    ],
-    ids=["resnet18", "vgg11"],
-)
-def test_equals_captum(build):
+@pytest.mark.parametrize("architecture", ["resnet18", "squeezenet1_1"])
+def test_equals_captum(architecture):
     torch.manual_seed(0)
-    model = build().double().eval()
-    pixels, targets = pictures(2, dtype=torch.float64), torch.tensor([4, 1])
+    model = torchvision.models.get_model(architecture, num_classes=6)
+    model = trained(model).double().eval()
+    pixels, targets = random_images(2, dtype=torch.float64), torch.tensor([4, 1])
     ours = saliency.guided_backprop(model, pixels, targets)
-    theirs = GuidedBackprop(model).attribute(
-        pixels.clone().requires_grad_(), target=targets
-    )
+    leaf = pixels.clone().requires_grad_()
+    theirs = GuidedBackprop(model).attribute(leaf, target=targets)
+    plain = saliency.gradient(model, pixels, targets)
     assert theirs.norm() > 0
     assert (ours - theirs).norm() <= 1e-8 * theirs.norm()
-    assert (
-        ours - saliency.gradient(model, pixels, targets)
-    ).norm() > 0.1 * theirs.norm()
+    assert (ours - exact_guided(model, pixels, targets)).norm() <= 1e-8 * ours.norm()
+    assert (ours - plain).norm() > 0.1 * theirs.norm()
 
 
-@pytest.mark.filterwarnings("ignore:Setting backward hooks")
-def test_functional_relus_are_guided():
+def test_relu6_of_a_mobile_network_is_guided():
+    """mobilenet_v2 has 35 in-place ReLU6; EfficientNet-Lite is made of them, too."""
     torch.manual_seed(0)
-    model = Functional().double()
-    pixels = pictures(2, 24, torch.float64)
-    targets = torch.tensor([0, 3])
+    model = trained(torchvision.models.mobilenet_v2(num_classes=6)).double().eval()
+    for module in model.modules():  # activations above 6 occur
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data *= 2
+    pixels, targets = random_images(2, dtype=torch.float64), torch.tensor([4, 1])
     with saliency.guided_relus(model) as mode:
-        model(pixels)
-    assert mode.calls == 8
+        ours = saliency.gradient(model, pixels, targets)
+    assert (mode.calls, mode.others) == (35, 0)
+    assert (ours - exact_guided(model, pixels, targets)).norm() <= 1e-8 * ours.norm()
+    plain = saliency.gradient(model, pixels, targets)
+    assert (ours - plain).norm() > 0.1 * ours.norm()
+
+
+@pytest.mark.parametrize(
+    ("activations", "module"),
+    [
+        (
+            (
+                *(F.relu, torch.relu, torch.relu_, torch.Tensor.relu, forgetful),
+                *(torch.Tensor.relu_, lambda x: F.relu(input=x, inplace=True)),
+                *(lambda x: F.relu(x, True), lambda x: torch.relu(input=x)),
+            ),
+            nn.ReLU,
+        ),
+        (
+            (
+                *(F.relu6, lambda x: F.relu6(x, True), nn.ReLU6(), nn.ReLU6(True)),
+                *(lambda x: F.relu6(x, inplace=True), nn.Hardtanh(0, 6)),
+                lambda x: F.hardtanh(x, 0.0, 6.0),
+            ),
+            nn.ReLU6,
+        ),
+    ],
+    ids=["ReLU", "ReLU6"],
+)
+def test_every_way_to_call_it_is_guided(activations, module):
+    torch.manual_seed(0)
+    model = Functional(*activations).double()
+    for layer in model.layers:  # values on both sides of 0 and of 6
+        layer.weight.data *= 4
+    pixels, targets = random_images(2, 24, torch.float64), torch.tensor([0, 3])
+    with saliency.guided_relus(model) as mode:
+        model(pixels).sum().backward()
+    assert mode.calls == len(activations)  # and none in the backward pass
     ours = saliency.guided_backprop(model, pixels, targets)
-    theirs = GuidedBackprop(model.as_modules()).attribute(
-        pixels.clone().requires_grad_(), target=targets
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=0)
+    exact = exact_guided(model.as_modules(module), pixels, targets)
+    torch.testing.assert_close(ours, exact, rtol=1e-8, atol=0)
     assert (ours - saliency.gradient(model, pixels, targets)).norm() > 0.1 * ours.norm()
 
 
@@ -130,53 +175,92 @@ def test_outside_the_context_relu_is_plain():
 
 
 def test_forward_pass_is_unchanged():
-    model = small().eval()
-    pixels = pictures()
+    model, pixels = small().eval(), random_images()
     with saliency.guided_relus(model) as mode:
         guided = model(pixels)
     assert mode.calls == 3
     assert torch.equal(guided, model(pixels))
 
 
-def test_predicted_class_is_the_default_target():
-    model, pixels = small().eval(), pictures()
-    predicted = model(pixels).argmax(1)
-    for method in (saliency.guided_backprop, saliency.gradient, saliency.grad_cam):
-        assert torch.equal(method(model, pixels), method(model, pixels, predicted))
-        assert not torch.equal(
-            method(model, pixels), method(model, pixels, (predicted + 1) % 6)
-        )
-
-
 def test_batch_equals_one_by_one():
-    model, pixels = small().double(), pictures(4, dtype=torch.float64)
+    model, pixels = small().double(), random_images(4, dtype=torch.float64)
     targets = torch.tensor([0, 2, 2, 5])
-    for method in (saliency.guided_backprop, saliency.gradient, saliency.grad_cam):
-        singly = [
-            method(model, pixels[i : i + 1], targets[i : i + 1]) for i in range(4)
-        ]
-        torch.testing.assert_close(method(model, pixels, targets), torch.cat(singly))
+    for name, method in saliency.METHODS.items():
+        singly = saliency.in_batches(method, model, pixels, targets, 1)
+        together = method(model, pixels, targets)
+        torch.testing.assert_close(together, singly, msg=name)
 
 
-# --- nothing is left behind -------------------------------------------------------------------------------------------
+# --- refusals and notices -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "method", [saliency.guided_backprop, saliency.gradient, saliency.grad_cam]
-)
-def test_model_is_left_as_it_was(method):
+def head(*layers):
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_refuses_networks_without_relu():
+    pixels, targets = random_images(1, 8), torch.tensor([0])
+    gelu = head(nn.Conv2d(3, 4, 3), nn.GELU())
+    with pytest.raises(InputError, match="no ReLU"):
+        saliency.guided_backprop(gelu, pixels, targets)
+    assert saliency.gradient(gelu, pixels, targets).any()
+    hardtanh = head(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Hardtanh())
+    with pytest.raises(InputError, match="Hardtanh"):
+        saliency.guided_backprop(hardtanh, pixels, targets)
+
+
+@pytest.mark.slow  # importing torch's compiler takes 4 s
+def test_refuses_compiled_networks():
+    pixels, targets = random_images(1, 8), torch.tensor([0])
+    model = head(nn.Conv2d(3, 4, 3), nn.ReLU())
+    with pytest.raises(InputError, match="compiled"):
+        saliency.guided_backprop(torch.compile(model), pixels, targets)
+    model[0].compile()
+    with pytest.raises(InputError, match="compiled"):
+        saliency.guided_backprop(model, pixels, targets)
+
+
+def test_says_once_what_is_not_guided(capsys):
+    pixels, targets = random_images(1, 64), torch.tensor([0])
+    model = torchvision.models.mobilenet_v3_small(num_classes=6)
+    with saliency.guided_relus(model) as mode:
+        model.eval()(pixels)
+    assert (mode.calls, mode.others) == (14, 19)  # 19 Hardswish
+    for _ in range(2):
+        saliency.guided_backprop(model, pixels, targets)
+    assert capsys.readouterr().out.count("19") == 1
+    saliency.guided_backprop(small(), pixels, targets)
+    assert not capsys.readouterr().out
+
+
+# --- nothing is left behind -----------------------------------------------------------
+
+
+@each_method
+def test_one_map_an_image_and_the_model_as_it_was(name):
     model = small().train()
     model.bn2.eval()  # modes and flags may be mixed
     model.conv1.weight.requires_grad_(False)
-    before, pixels = snapshot(model), pictures()
+    before, pixels, targets = snapshot(model), random_images(), torch.tensor([0, 1, 2])
     with torch.no_grad():
-        inside = method(model, pixels)
+        maps = saliency.METHODS[name](model, pixels, targets)
+    assert maps.shape in ((3, 3, 64, 64), (3, 1, 64, 64))
+    assert maps.isfinite().all()
+    assert not maps.requires_grad
     assert_untouched(model, before)
-    assert torch.equal(pixels, pictures())
+    assert torch.equal(pixels, random_images())
     assert not pixels.requires_grad
-    assert torch.equal(
-        inside, method(copy.deepcopy(model).eval(), pixels)
-    )  # eval() decides, not the mode it came in
+    # eval() decides, not the mode in which the model came
+    again = saliency.METHODS[name](copy.deepcopy(model).eval(), pixels, targets)
+    assert torch.equal(maps, again)
+
+
+@each_method
+def test_frozen_networks_have_maps_too(name):
+    pixels, targets = random_images(2, 32), torch.tensor([0, 1])
+    method, frozen = saliency.METHODS[name], small().requires_grad_(False)
+    expected = method(small(), pixels, targets)
+    torch.testing.assert_close(method(frozen, pixels, targets), expected)
 
 
 def test_model_is_left_as_it_was_after_an_exception():
@@ -187,51 +271,120 @@ def test_model_is_left_as_it_was_after_an_exception():
         raise RuntimeError("inside")
 
     handle = model.fc.register_forward_hook(fail)
-    for method in (saliency.guided_backprop, saliency.gradient, saliency.grad_cam):
+    for method in (saliency.guided_backprop, saliency.grad_cam, saliency.occlusion):
         with pytest.raises(RuntimeError, match="inside"):
-            method(model, pictures())
+            method(model, random_images(), torch.tensor([0, 1, 2]))
     handle.remove()
     assert_untouched(model, before)
     x = torch.ones(1, requires_grad=True)
     torch.relu(x).backward(torch.tensor([-1.0]))
-    assert x.grad.tolist() == [-1]  # the mode is off again
+    assert x.grad.tolist() == [-1]  # the rule is off again
 
 
 def test_works_where_gradients_are_off():
-    model = small()
+    model = small().eval()
     with torch.inference_mode():
-        pixels = pictures()
-        maps = saliency.guided_backprop(model, pixels)
-    assert torch.equal(maps, saliency.guided_backprop(model, pictures()))
+        pixels = random_images()
+        targets = model(pixels).argmax(1)
+        maps = saliency.guided_backprop(model, pixels, targets)
+    outside = saliency.guided_backprop(model, random_images(), targets)
+    assert torch.equal(maps, outside)
 
 
 def test_first_layer_in_place_does_not_change_the_pixels():
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 2))
-    pixels = pictures(1, 2)
-    saliency.guided_backprop(model, pixels)
-    assert torch.equal(pixels, pictures(1, 2))
+    pixels = random_images(1, 2)
+    saliency.guided_backprop(model, pixels, torch.tensor([0]))
+    assert torch.equal(pixels, random_images(1, 2))
 
 
-def test_refuses_a_model_without_relu_and_a_compiled_one():
-    gelu = nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.GELU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 2),
+# --- what the methods promise ---------------------------------------------------------
+
+
+class Corner(nn.Module):
+    """Two logits: 0, and how dark the upper left quarter is; nothing else matters."""
+
+    def forward(self, x):
+        height, width = x.shape[2] // 2, x.shape[3] // 2
+        dark = (images.white(x) - x)[:, :, :height, :width].relu().sum((1, 2, 3))
+        return torch.stack([torch.zeros_like(dark), dark], 1)
+
+
+def grey(size=32):
+    return images.normalize(torch.full((1, size, size, 3), 60, dtype=torch.uint8))
+
+
+@each_method
+def test_the_target_decides(name):
+    model, pixels = small(), random_images(2, 32)
+    first = saliency.METHODS[name](model, pixels, torch.tensor([0, 0]))
+    second = saliency.METHODS[name](model, pixels, torch.tensor([1, 1]))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient", "integrated gradients", "SmoothGrad", "occlusion", "guided"]
+)
+def test_the_place_that_matters_is_found(name):
+    maps = saliency.METHODS[name](Corner(), grey(), torch.tensor([1]))
+    size = saliency.magnitude(maps)[0]
+    assert size[:16, :16].mean() > 0
+    size[:24, :24] = 0  # a patch of occlusion reaches over the quarter by half its side
+    assert size.max() == 0
+
+
+def test_smooth_grad_depends_on_the_image_alone():
+    """Not on the global generator, nor on what else is in the batch."""
+    model, pale = small(), random_images(2, 32) / 10
+    maps = []
+    for beside in (pale[1:], 100 * pale[1:]):
+        batch = torch.cat([beside, pale[:1]])
+        maps.append(saliency.smooth_grad(model, batch, torch.tensor([0, 0]))[1])
+    alone = saliency.smooth_grad(model, pale[:1], torch.tensor([0]))[0]
+    torch.testing.assert_close(maps, [alone, alone])
+    plain = saliency.gradient(model, pale[:1], torch.tensor([0]))[0]
+    assert not torch.allclose(alone, plain)
+
+
+def test_the_noise_of_smooth_grad_follows_the_range_of_the_image():
+    class Square(nn.Module):
+        def forward(self, x):
+            return (x**2).sum((1, 2, 3))[:, None] / 2  # its gradient is the input
+
+    pixels = torch.zeros(2, 3, 64, 64)
+    pixels[0, 0, 0, 0], pixels[1, 0, 0, 0] = 1, 10
+    maps = saliency.smooth_grad(Square(), pixels, torch.tensor([0, 0]))
+    spread = (maps - pixels).std((1, 2, 3)) * saliency.STEPS**0.5
+    assert spread.tolist() == pytest.approx([0.15, 1.5], rel=0.05)
+
+
+def test_integrated_gradients_add_up_to_the_difference_of_the_logits():
+    pixels, model = grey(), Corner()
+    total = saliency.integrated_gradients(model, pixels, torch.tensor([1])).sum()
+    logits = model(torch.cat([pixels, images.white(pixels)]))[:, 1]
+    torch.testing.assert_close(total, logits[0] - logits[1], rtol=1e-4, atol=0)
+    model, pixels, targets = small().eval(), random_images(2, 32), torch.tensor([0, 1])
+    theirs = IntegratedGradients(model).attribute(
+        pixels, images.white(pixels), targets, n_steps=saliency.STEPS
     )
-    with pytest.raises(InputError, match="no ReLU call in Sequential"):
-        saliency.guided_backprop(gelu, pictures(1, 8))
-    assert saliency.gradient(gelu, pictures(1, 8)).any()
-    relu = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
-    with pytest.raises(InputError, match="compiled"):
-        saliency.guided_backprop(torch.compile(relu), pictures(1, 8))
-    relu[0].compile()
-    with pytest.raises(InputError, match="compiled"):
-        saliency.guided_backprop(relu, pictures(1, 8))
+    ours = saliency.integrated_gradients(model, pixels, targets)
+    torch.testing.assert_close(ours, theirs.float())
 
 
-# --- maps -------------------------------------------------------------------------------------------------------------
+def test_grad_cam_by_hand():
+    """The last stage's channels, weighted by mean gradients; the positive part."""
+    model, pixels, targets = small().eval(), random_images(2), torch.tensor([0, 1])
+    kept = []
+    hook = model.layer4.register_forward_hook(lambda _m, _i, y: kept.append(y))
+    score = model(pixels).gather(1, targets[:, None]).sum()
+    hook.remove()
+    weights = torch.autograd.grad(score, kept[0])[0].mean((2, 3), keepdim=True)
+    expected = (weights * kept[0]).sum(1, keepdim=True).relu()
+    expected = F.interpolate(expected, (64, 64), mode="bilinear")
+    torch.testing.assert_close(saliency.grad_cam(model, pixels, targets), expected)
+
+
+# --- maps -----------------------------------------------------------------------------
 
 
 def test_magnitude_adds_the_channels():
@@ -240,110 +393,93 @@ def test_magnitude_adds_the_channels():
 
 
 def test_sobel_by_hand():
-    """A vertical edge from 0 to 255: (1 + 2 + 1) / 8 of a grey value on both sides of it; a flat picture has none."""
-    values = np.zeros((2, 4, 4, 3), np.uint8)
+    """An edge from 0 to 255: (1 + 2 + 1) / 8 of a grey value on both its sides."""
+    values = np.zeros((3, 4, 4, 3), np.uint8)
     values[0, :, 2:] = 255
-    edges = saliency.sobel(images.normalise(torch.from_numpy(values)))
+    values[1, 2:] = 255  # the third image is flat
+    edges = saliency.sobel(images.normalize(torch.from_numpy(values)))
     expected = torch.tensor([0, 0.5, 0.5, 0]).repeat(4, 1)
-    torch.testing.assert_close(
-        edges, torch.stack([expected, torch.zeros(4, 4)]), atol=1e-6, rtol=0
-    )
+    expected = torch.stack([expected, expected.T, torch.zeros(4, 4)])
+    torch.testing.assert_close(edges, expected, atol=1e-6, rtol=0)
 
 
 def test_foreground_is_what_is_not_near_white():
-    values = torch.tensor(
-        [[255, 255, 255], [240, 240, 240], [255, 255, 239], [0, 0, 0]],
-        dtype=torch.uint8,
-    )
-    mask = saliency.foreground(images.normalise(values[None, None]))
-    assert mask.tolist() == [[[False, False, True, True]]]
+    values = [[255, 255, 255], [240, 240, 240], [255, 255, 239], [0, 0, 0]]
+    pixels = images.normalize(torch.tensor([[values]], dtype=torch.uint8))
+    assert saliency.foreground(pixels).tolist() == [[[False, False, True, True]]]
 
 
-def test_outline_by_hand():
-    """A 4x3 block that the lower edge cuts: the band is one pixel on both sides of the outline, not at the edge."""
-    inside = torch.zeros(1, 6, 7, dtype=torch.bool)
-    inside[0, 2:, 2:5] = True
-    expected = """0000000
-                  0111110
-                  0111110
-                  0113110
-                  0113110
-                  0113110"""
-    rows = [[int(value) for value in row.strip()] for row in expected.splitlines()]
-    assert saliency.outline_masks(inside, 1)[0].tolist() == rows
+# --- averages -------------------------------------------------------------------------
 
 
-def test_in_batches_equals_at_once():
-    model, pixels, targets = (
-        small().double(),
-        pictures(5, 16, torch.float64),
-        torch.tensor([0, 1, 2, 3, 4]),
-    )
-    maps = saliency.in_batches(saliency.gradient, model, pixels, targets, 2)
-    torch.testing.assert_close(maps, saliency.gradient(model, pixels, targets))
-
-
-# --- averages ---------------------------------------------------------------------------------------------------------
-
-
-def test_one_picture_has_no_standard_error():
-    model, pixels = small(), pictures(1, 32)
-    averages = saliency.class_averages(
-        model, [(pixels, torch.zeros(1, dtype=torch.int64))]
-    )
-    assert averages.standard_error.isnan().all()
+def in_parts(pixels, batch_size):
+    return [(part, torch.zeros(len(part))) for part in pixels.split(batch_size)]
 
 
 @pytest.mark.parametrize("unit", [True, False])
 def test_streaming_averages_equal_direct_ones(unit):
-    model, pixels = small().double(), pictures(30, 32, torch.float64)
-    model.fc.bias.data -= model.eval()(pixels).mean(0)  # several classes are predicted
-    batches = [
-        (part, torch.zeros(len(part), dtype=torch.int64)) for part in pixels.split(7)
-    ]  # the last has two
-    averages = saliency.class_averages(model, batches, unit=unit)
-    predicted = model.eval()(pixels).argmax(1)
-    maps = saliency.guided_backprop(model, pixels)
-    size = saliency.magnitude(maps)
+    model, pixels = small().double(), random_images(30, 32, torch.float64)
+    classes = torch.arange(30) % 4 % 3  # 15, 8 and 7 images; three classes have none
+    batches = in_parts(pixels, 7)  # the last has two
+    averages = saliency.class_averages(model, batches, classes, unit=unit)
+    maps = saliency.guided_backprop(model, pixels, classes)
     if unit:
-        maps, size = (
-            maps / size.mean((1, 2))[:, None, None, None],
-            size / size.mean((1, 2))[:, None, None],
-        )
-    assert averages.count.tolist() == predicted.bincount(minlength=6).tolist()
-    assert (averages.count > 1).sum() > 1
-    for k in range(6):
-        if not (of := predicted == k).any():
-            assert averages.magnitude[k].isnan().all()
-            continue
+        size = saliency.magnitude(maps).mean((1, 2))
+        maps = maps / size[:, None, None, None]
+    size = saliency.magnitude(maps)
+    assert averages.count.tolist() == [15, 8, 7, 0, 0, 0]
+    assert all(values[3:].isnan().all() for values in averages[1:])
+    for k in range(3):
+        of = classes == k
         torch.testing.assert_close(averages.signed[k], maps[of].mean(0))
         torch.testing.assert_close(averages.magnitude[k], size[of].mean(0))
-        error = size[of].std(0) / of.sum().sqrt()
-        torch.testing.assert_close(
-            averages.standard_error[k], error, equal_nan=True, rtol=1e-6, atol=1e-9
-        )
+        error, close = size[of].std(0) / of.sum().sqrt(), {"rtol": 1e-6, "atol": 1e-9}
+        torch.testing.assert_close(averages.standard_error[k], error, **close)
         torch.testing.assert_close(averages.image[k], pixels[of].mean(0))
-        torch.testing.assert_close(
-            averages.edges[k], saliency.sobel(pixels)[of].mean(0)
-        )
+        edges = saliency.sobel(pixels)[of].mean(0)
+        torch.testing.assert_close(averages.edges[k], edges)
 
 
-def test_shuffled_averages_take_as_many_pictures_of_any_class():
-    model, pixels = small(), pictures(12, 16)
-    batches = [(pixels, torch.zeros(12, dtype=torch.int64))]
-    averages = saliency.class_averages(model, batches)
-    size = saliency.magnitude(saliency.guided_backprop(model, pixels))
-    size = (size / size.mean((1, 2))[:, None, None]).double()
-    weighted = (averages.shuffled.nan_to_num() * averages.count[:, None, None]).sum(0)
-    torch.testing.assert_close(
-        weighted, size.sum(0), rtol=1e-5, atol=1e-8
-    )  # every picture is in one group
-    seen = averages.count > 0
-    assert (averages.shuffled[seen].mean((1, 2)) - 1).abs().max() < 1e-5
-    if seen.sum() > 1:
-        assert not torch.allclose(averages.shuffled[seen], averages.magnitude[seen])
+def test_one_image_has_no_standard_error_and_maps_may_be_zero():
+    def zeros(model, pixels, targets):
+        return torch.zeros(len(pixels), 1, *pixels.shape[2:])
+
+    batches, classes = in_parts(random_images(3, 16), 2), torch.tensor([0, 1, 1])
+    averages = saliency.class_averages(small(), batches, classes, method=zeros)
+    assert averages.standard_error[0].isnan().all()
+    assert not averages.standard_error[1].any()
+    assert not averages.magnitude[:2].any()
+    averages = saliency.class_averages(small(), batches, classes)
+    assert averages.standard_error[0].isnan().all()
 
 
-def test_averages_of_nothing_are_refused():
-    with pytest.raises(InputError, match="at least one batch"):
-        saliency.class_averages(small(), [])
+def test_the_shuffled_control_mixes_classes_that_come_in_blocks():
+    """As in the catalogue, where rows are in the order of ids and ids cluster."""
+
+    def own_class(model, pixels, targets):  # pixel k of a map is 1 for class k
+        return F.one_hot(targets, 6).double()[:, None, None]
+
+    counts = torch.tensor([300, 100, 200, 150, 150, 100])
+    classes = torch.arange(6).repeat_interleave(counts)
+    batches = in_parts(torch.zeros(1000, 3, 1, 6), 50)
+    options = {"method": own_class, "unit": False}
+    averages = saliency.class_averages(None, batches, classes, **options)
+    torch.testing.assert_close(averages.magnitude[:, 0], torch.eye(6).double())
+    mixture, frequency = averages.shuffled[:, 0], counts / 1000  # (6, 6), rows sum to 1
+    noise = (frequency * (1 - frequency) / counts[:, None]).sqrt()
+    assert ((mixture - frequency).abs() < 4 * noise).all()
+    # every image is in exactly one group
+    torch.testing.assert_close(counts.double() @ mixture, counts.double())
+    again = saliency.class_averages(None, batches, classes, **options)
+    other = saliency.class_averages(None, batches, classes, seed=1, **options)
+    assert torch.equal(again.shuffled, averages.shuffled)
+    assert not torch.equal(other.shuffled, averages.shuffled)
+
+
+@pytest.mark.parametrize("classes", [[], [0, 1, 2], [0, 1, 2, 3, 4]])
+def test_averages_need_a_class_for_each_image(classes):
+    classes = torch.tensor(classes, dtype=torch.int64)
+    with pytest.raises(InputError, match="classes"):
+        saliency.class_averages(small(), in_parts(random_images(4, 16), 2), classes)
+    with pytest.raises(InputError, match="classes"):
+        saliency.class_averages(small(), [], classes)

@@ -1,6 +1,9 @@
-"""A training of seconds, to be killed or launched in two processes: python tests/training_job.py FOLDER [NETWORK].
+"""A training of seconds, to be killed or launched in two processes.
 
-NETWORK: `batch_norm` (with dropout, too), `frozen` (BatchNorm frozen), or `plain` (none).
+    python tests/training_job.py FOLDER [NETWORK]
+
+NETWORK: `batch_norm` (with dropout), `frozen` (BatchNorm frozen), or `plain` (none).
+Every process writes the weights that it ends with, the first one the records.
 """
 
 import json
@@ -9,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from test_training import RECIPE, pictures, tiny
+from test_training import RECIPE, brightness, tiny
 from torch import nn
 
 from fashionlib import runtime, training
@@ -20,28 +22,30 @@ def main() -> None:
     folder, network = Path(sys.argv[1]), (sys.argv[2:] or ["batch_norm"])[0]
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    seed = int(
-        (folder / "checkpoint.safetensors").exists() and network == "batch_norm"
-    )  # a resumed run: other weights
-    model = tiny(dropout=0.1 if network == "batch_norm" else 0, seed=seed)
-    recipe = replace(RECIPE, epochs=60, average=0.1)
+    training.CHECKPOINT_STEPS = 7
+    killed = any(folder.glob("job-*.pt"))  # goes on from the file, so from any weights
+    model = tiny(dropout=0.1 if network == "batch_norm" else 0, seed=int(killed))
+    recipe = replace(RECIPE, epochs=40, ema_decay=0.99)
     if network == "plain":
         model[1] = nn.Identity()
-    if network != "batch_norm":
-        recipe = replace(recipe, epochs=4, frozen_batch_norm=True, learning_rate=1e-3)
-    data = pictures(405)  # the last batch has five pictures: no even share
+    if network == "frozen":
+        recipe = replace(recipe, frozen_batch_norm=True)
+    rank, world_size = runtime.rank_and_world_size()
+    if network != "batch_norm" or world_size > 1:
+        recipe = replace(recipe, epochs=4, learning_rate=1e-3, micro_batch=8)
+    # The last step's images make no even shares: 5, or passes of 8 and of 1
+    count = 409 if network == "plain" else 405
     history = training.fit(
         model,
-        data,
-        pictures(33),
+        brightness(count),
+        brightness(33),
         recipe=recipe,
         device="cpu",
         precision="float32",
-        checkpoint=folder / "checkpoint.safetensors",
-        checkpoint_steps=7,
+        checkpoint=folder / "job",
     )
-    if runtime.processes()[0] == 0:
-        save_file(model.state_dict(), folder / "weights.safetensors")
+    torch.save(model.state_dict(), folder / f"weights-{rank}.pt")
+    if rank == 0:
         (folder / "history.json").write_text(json.dumps(history))
 
 

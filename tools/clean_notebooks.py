@@ -1,6 +1,6 @@
-"""What git keeps of a notebook: its text and code, and the few outputs that a test compares.
+"""What git keeps of a notebook: text, code, and the few outputs that are compared.
 
-    python -m tools.clean_notebooks notebooks/*.ipynb     # cleans them; exit status 1 where one had to be changed
+    python -m tools.clean_notebooks notebooks/*.ipynb    # exit status 1 if one changed
 
 pre-commit calls it; `tests/test_notebooks.py` demands the result.
 """
@@ -12,45 +12,39 @@ import sys
 from pathlib import Path
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-CELL_METADATA = (
-    "tags",
-    "mystnb",
-)  # JupyterLab and papermill add times, widths and more
+CELL_METADATA = ("tags", "mystnb", "jupyter")  # JupyterLab and papermill add others
 
 
 def cleaned(notebook: dict) -> dict:
-    """The notebook without outputs and counts, but for cells tagged `keep_output`, which count as the first one run."""
+    """The notebook without outputs and counts.
+
+    A cell tagged `keep_output` keeps its own and counts as the first one run.
+    """
     cells = []
     for cell in notebook["cells"]:
+        metadata = {key: cell["metadata"].get(key) for key in CELL_METADATA}
         cell = cell | {
-            "metadata": {
-                key: value
-                for key, value in cell["metadata"].items()
-                if key in CELL_METADATA
-            }
+            "metadata": {key: each for key, each in metadata.items() if each}
         }
         if cell["cell_type"] == "code":
             kept = "keep_output" in cell["metadata"].get("tags", [])
-            count = 1 if kept and cell["outputs"] else None
-            outputs = [
-                output | ({"execution_count": 1} if "execution_count" in output else {})
-                for output in cell["outputs"]
-            ]
-            cell |= {"execution_count": count, "outputs": outputs if kept else []}
+            outputs = cell["outputs"] if kept else []
+            for output in outputs:
+                if "execution_count" in output:
+                    output["execution_count"] = 1
+            cell |= {"execution_count": 1 if outputs else None, "outputs": outputs}
         cells.append(cell)
     metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     return notebook | {"cells": cells, "metadata": metadata}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     changed = []
-    for path in map(Path, sys.argv[1:]):
-        text = path.read_text()
-        after = (
-            json.dumps(cleaned(json.loads(text)), indent=1, ensure_ascii=False) + "\n"
-        )
-        if after != text:
-            path.write_text(after)
+    for path in map(Path, sys.argv[1:] if arguments is None else arguments):
+        before = path.read_text(encoding="utf-8")
+        after = json.dumps(cleaned(json.loads(before)), indent=1, ensure_ascii=False)
+        if before != after + "\n":
+            path.write_text(after + "\n", encoding="utf-8")
             changed.append(path.name)
     if changed:
         sys.exit(f"cleaned: {', '.join(changed)}")

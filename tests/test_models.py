@@ -1,0 +1,359 @@
+"""Networks, where their first weights come from, features, probe, one's own photo."""
+
+import hashlib
+import re
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn import functional as F
+
+from fashionlib import artifacts, images, models
+from fashionlib.catalogue import CLASS_NAMES
+from fashionlib.runtime import InputError
+
+EXACT = {"device": "cpu", "precision": "float32"}
+
+
+@pytest.fixture
+def data() -> images.ImageSet:
+    """Twelve random images of 96x96, two of each class."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (12, 96, 96, 3), dtype=np.uint8)
+    return images.from_array(pixels, np.arange(12) % 6)
+
+
+# --- build ----------------------------------------------------------------------------
+
+
+def test_resnet10_is_one_basic_block_a_stage():
+    model = models.build("resnet10", stem="small")
+    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+    assert [len(stage) for stage in stages] == [1, 1, 1, 1]
+    assert model.conv1(torch.zeros(2, 3, 80, 60)).shape == (2, 64, 40, 30)
+    assert model(torch.zeros(2, 3, 80, 60)).shape == (2, 6)
+    assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("resnet1", {}, "resnet1"),
+        ("resnet10", {"stem": "large"}, "large"),
+        ("mobilenet_v3_small", {"stem": "small"}, "ResNet"),
+        ("resnet10", {"weights": "nowhere.pth"}, "FileNotFoundError"),
+        ("resnet10", {"weights": "nowhere.safetensors"}, "FileNotFoundError"),
+        ("resnet10", {"weights": "imagenet"}, "no ImageNet weights"),
+    ],
+)
+def test_build_refuses(name, options, expected):
+    with pytest.raises(InputError, match=expected):
+        models.build(name, **options)
+
+
+# --- first weights --------------------------------------------------------------------
+
+
+def test_weights_of_a_file_leave_only_the_last_layer_at_random(tmp_path):
+    trained = models.build("resnet10", classes=1000)
+    torch.save(trained.state_dict(), tmp_path / "trained.pth")
+    model = models.build("resnet10", weights=str(tmp_path / "trained.pth"))
+    expected, found = trained.state_dict(), model.state_dict()
+    changed = [name for name in found if not torch.equal(found[name], expected[name])]
+    assert changed == ["fc.weight", "fc.bias"]
+    assert model.fc.weight.shape == (6, 512)
+    assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_our_own_weights_and_checkpoints_are_weights_to_start_from(tmp_path):
+    trained = models.build("resnet10")
+    artifacts.save_weights(tmp_path / "weights.safetensors", trained, {})
+    state = {"model": trained.state_dict(), "optimizer": {"state": {}}, "history": []}
+    artifacts.save_checkpoint(tmp_path / "checkpoint.pt", state)
+    for name in ("weights.safetensors", "checkpoint.pt"):
+        model = models.build("resnet10", weights=str(tmp_path / name))
+        assert torch.equal(model.layer4[0].conv2.weight, trained.layer4[0].conv2.weight)
+        assert torch.equal(model.fc.weight, trained.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("broken.pth", b"neither one nor the other"),
+        ("broken.safetensors", b"neither one nor the other"),
+        ("empty.pth", b""),
+        ("whole.pth", nn.Linear(2, 2)),
+        ("list.pth", [torch.zeros(2)]),
+        ("numbers.pth", {"epoch": 3}),
+        ("nested.pth", {"model": [1]}),
+        ("last_layer.pth", {"fc.weight": 3}),
+    ],
+)
+def test_what_is_no_file_of_weights_is_refused_in_one_line(tmp_path, name, content):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(InputError) as caught:
+        models.build("resnet10", weights=str(tmp_path / name))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    """Also those of a deeper one, which hold all that the smaller one needs."""
+    for other, name in (("resnet10", "resnet18"), ("resnet18", "resnet10")):
+        torch.save(models.build(other).state_dict(), tmp_path / "other.pth")
+        with pytest.raises(InputError, match="do not fit"):
+            models.build(name, weights=str(tmp_path / "other.pth"))
+
+
+def test_a_hidden_layer_of_the_classifier_must_fit(tmp_path):
+    state = models.build("mobilenet_v3_small").state_dict()
+    state["classifier.0.weight"] = state["classifier.0.weight"][:-1]
+    torch.save(state, tmp_path / "hidden.pth")
+    with pytest.raises(InputError, match=r"classifier\.0\.weight"):
+        models.build("mobilenet_v3_small", weights=str(tmp_path / "hidden.pth"))
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Writes the file that a download of ImageNet weights leaves in torch's cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+
+    def write(architecture: str, content) -> None:
+        url = torchvision.models.get_model_weights(architecture).IMAGENET1K_V1.url
+        path = tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1]
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+
+    return write
+
+
+def test_imagenet_weights_come_from_torchs_cache(cached):
+    original = torchvision.models.mobilenet_v2()
+    cached("mobilenet_v2", original.state_dict())
+    model = models.build("mobilenet_v2", weights="imagenet")
+    expected, found = original.state_dict(), model.state_dict()
+    changed = [name for name in found if not torch.equal(found[name], expected[name])]
+    assert changed == ["classifier.1.weight", "classifier.1.bias"]
+    assert model.classifier[1].out_features == 6
+
+
+def test_imagenet_weights_with_the_names_of_older_files(cached):
+    """DenseNet's file says norm.1 where the network says norm1."""
+    original = torchvision.models.densenet121()
+    pattern = re.compile(r"(denselayer\d+\.(?:norm|conv))(\d)")
+    older = {
+        pattern.sub(r"\1.\2", name): value
+        for name, value in original.state_dict().items()
+        if not name.endswith("num_batches_tracked")  # as old as that
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    cached("densenet121", older)
+    model = models.build("densenet121", weights="imagenet")
+    expected = original.features.denseblock4.denselayer16.conv2.weight
+    found = model.features.denseblock4.denselayer16.conv2.weight
+    assert torch.equal(found, expected)
+
+
+def test_mnasnet_s_files_say_their_version(cached):
+    original = torchvision.models.mnasnet0_5()
+    cached("mnasnet0_5", original.state_dict())
+    model = models.build("mnasnet0_5", weights="imagenet")
+    assert torch.equal(model.layers[0].weight, original.layers[0].weight)
+
+
+def test_googlenet_has_one_output_and_converts_pixels_for_its_weights(cached):
+    original = torchvision.models.googlenet(init_weights=False)
+    assert original.aux1 is not None
+    cached("googlenet", original.state_dict())
+    model = models.build("googlenet", weights="imagenet")
+    pixels = torch.randn(2, 3, 64, 64)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.MEAN, images.STD))
+    original.transform_input = False
+    original.fc = model.fc
+    with torch.no_grad():
+        expected = original.eval()((pixels * std + mean - 0.5) / 0.5)
+        torch.testing.assert_close(model.eval()(pixels), expected, rtol=1e-4, atol=1e-4)
+        assert model.train()(pixels).shape == (2, 6)
+
+
+def test_weights_that_cannot_be_had_say_where_to_put_the_file(cached, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(InputError, match=r"resnet18-\w+\.pth to .*checkpoints"):
+        models.build("resnet18", weights="imagenet")
+    cached("resnet18", b"half a download")
+    with pytest.raises(InputError, match="checkpoints") as caught:
+        models.build("resnet18", weights="imagenet")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_download_is_compared_with_the_hash_in_its_name(cached, tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "net.pth")
+    content = (tmp_path / "net.pth").read_bytes()
+    right = tmp_path / f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    wrong = tmp_path / "net-00000000.pth"
+    for path in (right, wrong):
+        path.write_bytes(content)
+    assert models.download(right.as_uri(), "weights")["weight"].tolist() == [1, 1]
+    with pytest.raises(InputError, match="hash"):
+        models.download(wrong.as_uri(), "weights")
+
+
+# --- features and linear probe --------------------------------------------------------
+
+
+def resnet_body(model: nn.Module) -> nn.Module:
+    return nn.Sequential(*list(model.children())[:-1], nn.Flatten())
+
+
+def mobilenet_body(model: nn.Module) -> nn.Module:
+    hidden = model.classifier[:-1]
+    return nn.Sequential(model.features, model.avgpool, nn.Flatten(), hidden)
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [("resnet10", resnet_body), ("mobilenet_v3_small", mobilenet_body)],
+)
+def test_features_are_what_the_last_layer_receives(data, name, body):
+    model = models.build(name).eval()
+    features, logits = models.extract_features(model, data, batch_size=5, **EXACT)
+    with torch.no_grad():
+        pixels, _ = next(images.batches(data, batch_size=12))
+        torch.testing.assert_close(features, body(model)(pixels), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, model(pixels), rtol=1e-4, atol=1e-4)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_features_leave_the_network_as_it_was(data):
+    model = models.build("resnet10").train()
+    model.bn1.eval()
+    before = model.bn1.running_mean.clone()
+    models.extract_features(model, data, **EXACT)
+    assert [model.training, model.bn1.training, model.layer1.training] == [1, 0, 1]
+    assert torch.equal(model.bn1.running_mean, before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("size", "sides"), [(48, (48, 48)), ([40, 30], (40, 30))])
+def test_images_of_another_size_are_resized(data, size, sides):
+    model = models.build("resnet10").eval()
+    features, _ = models.extract_features(model, data, size=size, **EXACT)
+    pixels, _ = next(images.batches(data, batch_size=12))
+    smaller = F.interpolate(pixels, sides, mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = resnet_body(model)(smaller)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_features_need_a_linear_layer_and_images(data):
+    with pytest.raises(InputError, match="linear"):
+        models.extract_features(nn.Sequential(nn.Flatten()), data, **EXACT)
+    none = images.from_array(data.images[:0])
+    with pytest.raises(InputError, match="no images"):
+        models.extract_features(models.build("resnet10"), none, **EXACT)
+
+
+def scikit_learns(features, labels):
+    """A standardized logistic regression: features to probabilities and classes."""
+    scaler = StandardScaler().fit(features)
+    regression = LogisticRegression(C=0.01, max_iter=300)
+    regression.fit(scaler.transform(features), labels)
+    inputs = scaler.transform(features)
+    return regression.predict_proba(inputs), regression.predict(inputs)
+
+
+def test_the_probe_makes_the_head_scikit_learns_regression(data):
+    model = models.build("resnet10")
+    body = model.layer4[0].conv2.weight.clone()
+    models.set_head_to_probe(model, data, **EXACT)
+    features, logits = models.extract_features(model, data, **EXACT)
+    expected, _ = scikit_learns(features.numpy(), data.labels)
+    expected = torch.from_numpy(expected).float()
+    torch.testing.assert_close(logits.softmax(1), expected, atol=1e-3, rtol=1e-3)
+    assert torch.equal(model.layer4[0].conv2.weight, body)
+    assert model.fc.weight.requires_grad
+
+
+@pytest.mark.parametrize("classes", [[0, 4], [1, 2, 5]])
+def test_a_class_without_images_is_never_the_probes_answer(classes):
+    features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    above = (features > 0).long()
+    labels = above[:, 0] + above[:, 1] * (len(classes) > 2)
+    labels = torch.tensor(classes)[labels]
+    weight, bias = models.linear_probe(features, labels)
+    found = (features @ weight.T + bias).argmax(1)
+    _, expected = scikit_learns(features.numpy(), labels)
+    assert found.tolist() == expected.tolist()
+    assert len(set(found.tolist())) > 1
+
+
+def test_a_probe_of_one_class_always_answers_it():
+    features = torch.randn(5, 3)
+    weight, bias = models.linear_probe(features, torch.full((5,), 4), classes=7)
+    assert (features @ weight.T + bias).argmax(1).tolist() == [4] * 5
+    assert weight.shape == (7, 3)
+
+
+def test_images_too_small_for_a_network_are_enlarged(data):
+    """AlexNet has no pixel left at its end for images below 63 pixels."""
+    small = images.from_array(np.ascontiguousarray(data.images[:2, :16, :20]))
+    model = models.build("alexnet")
+    features, _ = models.extract_features(model, small, size=(63, 63), **EXACT)
+    assert features.shape == (2, 4096)
+
+
+# --- use ------------------------------------------------------------------------------
+
+
+SETTINGS = {
+    "architecture": "resnet10",
+    "stem": "small",
+    "size": [16, 12],
+    "classes": 6,
+    "weights": "none",
+    "resize_mode": "pad",
+}
+
+
+def test_load_gives_back_the_network_that_was_saved(tmp_path, data):
+    model = models.build("resnet10", stem="small").eval()
+    artifacts.save_weights(tmp_path / "classifier.safetensors", model, SETTINGS)
+    loaded, found = models.load(tmp_path, "cpu")
+    assert found == SETTINGS
+    assert not loaded.training
+    _, expected = models.extract_features(model, data, **EXACT)
+    assert torch.equal(models.extract_features(loaded, data, **EXACT)[1], expected)
+
+
+def test_load_needs_a_trained_network(tmp_path):
+    with pytest.raises(InputError, match=r"classifier\.safetensors"):
+        models.load(tmp_path)
+
+
+def test_a_photo_is_classified_as_the_run_s_images_are(tmp_path):
+    """Padded to 16x12, a red 300x400 photo fills all of it: the network sees red."""
+    model = models.build("resnet10", stem="small").eval()
+    Image.new("RGB", (300, 400), (200, 10, 10)).save(tmp_path / "photo.png")
+    found = models.classify(model, SETTINGS, tmp_path / "photo.png", **EXACT)
+    red = np.full((1, 16, 12, 3), (200, 10, 10), np.uint8)
+    _, logits = models.extract_features(model, images.from_array(red), **EXACT)
+    assert list(found) == list(CLASS_NAMES)
+    assert list(found.values()) == pytest.approx(logits[0].softmax(0).tolist())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not an image"])
+def test_what_is_no_image_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "photo.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"photo\.jpg"):
+        models.classify(models.build("resnet10"), SETTINGS, tmp_path / "photo.jpg")
