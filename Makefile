@@ -29,7 +29,7 @@ CHAPTERS := 01_data_preparation 02_resnet152 02b_comparisons 03_guided_backprop 
 	06_summary 07_resolution 08_transfer
 # Of the tests: these chapters run in JupyterLab, all others (or those that git sees changed) by nbval.
 IN_LAB := 01_data_preparation 04_average_saliency
-LIBRARY := $(wildcard fashionlib/*.py fashionlib/data/*.py fashionlib/data/*.txt benchmarks/results/*.json)
+LIBRARY := $(wildcard fashionlib/*.* fashionlib/data/*.* benchmarks/results/*.json)
 BOOK := tools/book.py _config.yml _toc.yml index.md introduction.md glossary.md this_build.md \
 	$(wildcard _static/* vendor/*/* notebooks/pictures/*)
 BENCHMARKS := $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py))

@@ -28,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fashionlib import artifacts, cpu, gan_metrics, images, runtime
 from fashionlib.images import ImageSet
+from fashionlib.parameters import check_ranges
 from fashionlib.runtime import InputError
 
 SIZE = 64  # side of the images: four doublings of a 4x4 map
@@ -141,14 +142,10 @@ class Recipe:
     seed: int = 0  # of the first weights, the order of the images and the noise
 
     def __post_init__(self):
-        least = dict(epochs=1, batch_size=2, latent_dim=1, base_channels=1, seed=0)
-        least |= dict(learning_rate=1e-12, beta1=0.0, ema_decay=0.0)
-        for name, low in least.items():
-            value, kind = getattr(self, name), type(low)
-            high = 1 if name in ("beta1", "ema_decay") else math.inf
-            if type(value) not in (int, kind) or not low <= value < high:
-                limits = f"{kind.__name__} from {low} to below {high}"
-                raise InputError(f"{name} must be of type {limits}; found {value!r}.")
+        whole = dict.fromkeys(("epochs", "latent_dim", "base_channels"), (1, math.inf))
+        whole |= {"batch_size": (2, math.inf), "seed": (0, math.inf)}
+        decays = {"beta1": (0.0, 1.0), "ema_decay": (0.0, 1.0)}
+        check_ranges(self, learning_rate=(1e-12, math.inf), **whole, **decays)
 
 
 def recipe_overrides(name: str) -> dict:

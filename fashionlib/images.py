@@ -285,14 +285,11 @@ def to_device(data: ImageSet, device: torch.device) -> ImageSet:
     """
     if device.type != "cuda":
         return data
-    shape = (len(data.rows), *data.images.shape[1:])
-    if math.prod(shape) > torch.cuda.mem_get_info(device)[0] / 2:
+    free, _ = torch.cuda.mem_get_info(device)
+    if len(data.rows) * data.images[:1].nbytes > free / 2:
         return data
-    images = torch.empty(shape, dtype=torch.uint8, device=device)
-    for start in range(0, len(data.rows), 1024):  # never all of it in the host's memory
-        rows = data.rows[start : start + 1024]
-        images[start : start + 1024] = torch.from_numpy(data.images[rows])
-    return ImageSet(images, np.arange(len(data.rows)), data.labels)
+    pixels = torch.from_numpy(data.images[data.rows]).to(device)
+    return from_array(pixels, data.labels)
 
 
 # --- pixels ---------------------------------------------------------------------------

@@ -114,3 +114,17 @@ def _converted(value: Any, default: Any) -> Any:
     if kind is int and number != int(number):
         raise ValueError
     return kind(number)
+
+
+def check_ranges(recipe: object, **ranges: tuple[float, float]) -> None:
+    """Compare numbers of a recipe with their ranges, from `low` to below `high`.
+
+    ranges: (low, high) of each attribute; where `low` is an int, the number must be.
+    Raises InputError for the first one that is out of range or of another type.
+    Taught in: chapter 2
+    """
+    for name, (low, high) in ranges.items():
+        value, kind = getattr(recipe, name), type(low)
+        if type(value) not in (int, kind) or not low <= value < high:
+            limits = f"{kind.__name__} from {low} to below {high}"
+            raise InputError(f"{name} must be of type {limits}; found {value!r}.")

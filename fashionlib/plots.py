@@ -222,7 +222,8 @@ def class_bars(fractions: dict[str, Sequence], ylabel="fraction of images") -> F
             look = {"hatch": i * "/", "edgecolor": "white", "align": "edge"}
             ax.bar(np.arange(6) + i * width, values, width, label=name, **look)
         ax.set(xticks=np.arange(6) + 0.4, xticklabels=NAMES, ylabel=ylabel)
-        figure.legend(loc="outside lower center", ncols=3)
+        if len(fractions) > 1:
+            figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -247,16 +248,16 @@ def confusion_matrix(matrix: Sequence[Sequence[int]]) -> Figure:
 
     Taught in: chapter 2
     """
+    import seaborn as sns
+
     counts = np.asarray(matrix)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "linewidths": 1}
     with _figure(height=4) as (figure, ax):
-        # up to the middle of the colour map, on which black numbers stay legible
-        ax.pcolormesh(fractions, cmap="Blues", vmin=0, vmax=2, edgecolors="white")
-        for (row, column), count in np.ndenumerate(counts):
-            ax.text(column + 0.5, row + 0.5, count, ha="center", va="center")
+        sns.heatmap(fractions, annot=counts, fmt="d", ax=ax, **look)
         ax.set_xticks(np.arange(6) + 0.5, NAMES)
-        ax.set_yticks(np.arange(6) + 0.5, NAMES)
-        ax.set(xlabel="predicted class", ylabel="true class", ylim=(6, 0))
+        ax.set_yticks(np.arange(6) + 0.5, NAMES, rotation=0)
+        ax.set(xlabel="predicted class", ylabel="true class")
     return figure
 
 

@@ -69,19 +69,13 @@ def device(name: str = "auto") -> torch.device:
     """
     import torch
 
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    found = [kind for kind, there in available.items() if there]
-    if name == "auto":
-        name = found[0]
+    there = {"cuda": torch.cuda.is_available(), "cpu": True}
+    there["mps"] = torch.backends.mps.is_available()
+    found = [kind for kind in ("cuda", "mps", "cpu") if there[kind]]
+    name = found[0] if name == "auto" else name
     if name.split(":")[0] not in found:
-        raise InputError(
-            f"device {name!r} is not available here; this machine has: "
-            f"{', '.join(found)}. Use device = 'auto'."
-        )
+        kinds = ", ".join(["auto", *found])
+        raise InputError(f"device must be one of {kinds} here; found {name!r}.")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
@@ -238,10 +232,8 @@ def describe_machine() -> dict:
     machine |= {"memory_gib": round(memory, 1), "gpu": None}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    return {
-        "machine": machine,
-        "versions": {"python": platform.python_version()} | versions,
-    }
+    versions["python"] = platform.python_version()
+    return {"machine": machine, "versions": versions}
 
 
 def _processor_name() -> str:

@@ -10,8 +10,8 @@ or not, without changing it. In all methods pixels are float (B, 3, H, W), norma
 `images.normalize` does, and targets int64 (B,): the class of each image whose logit is
 explained. The model is evaluated in `eval()` and left as it was. What is "absent" is
 white, the background of this catalogue. On two CPU cores guided maps of a ResNet18 with
-folded BatchNorm (`cpu.fuse_batchnorm`) take 0.7 of the time that Captum takes, equal to
-its maps up to rounding (`benchmarks/results/saliency.json`).
+folded BatchNorm (`cpu.fuse_batchnorm`) take about 0.7 of Captum's time, and equal its
+maps up to rounding (`benchmarks/results/saliency.json`).
 """
 
 import contextlib

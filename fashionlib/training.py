@@ -45,7 +45,6 @@ PARTS = ("model", "optimizer", "scheduler", "scaler", "ema")  # of a checkpoint
 CODE = ("training", "models", "images", "cpu", "data.prepare")  # decides the weights
 CHECKPOINT_STEPS = 200  # steps between two checkpoints
 STATISTICS_STEPS = 50  # whose images give averaged weights their BatchNorm statistics
-IGNORED = -100  # label that cross_entropy leaves out: of images that fill up a batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,8 @@ class Recipe:
     flip: bool = False  # mirror half of the images
     crop: int = 0  # shift each image by up to so many pixels
     low_res_epochs: int = 0  # first epochs at half the height and width
-    ema_decay: float = 0.0  # of the moving average of the weights, a step; 0: none
+    # of a moving average of the weights, a step: 0.99 reaches back 100; 0: none
+    ema_decay: float = 0.0
     frozen_batch_norm: bool = False  # keep the statistics that the weights came with
     # images of one forward and backward pass, of all processes; 0: the whole batch
     micro_batch: int = 0
@@ -122,7 +122,7 @@ def fit(
 
     A record has epoch, train_loss, train_accuracy, validation_loss,
     validation_accuracy, learning_rate (of the last step) and seconds.
-    compiled: whole batches run through `torch.compile`. checkpoint: a path without
+    compiled: run whole batches through `torch.compile`. checkpoint: a path without
     suffix; a run that was stopped goes on from the file written there, a finished one
     returns at once (several machines need a folder in common). settings: what else
     names the computation there: network, data (`Prepared.checksum`). on_start: called
@@ -135,15 +135,16 @@ def fit(
         raise InputError("there is no image to train on: take more classes or images.")
     device = runtime.device(str(device))
     runtime.join_processes(device)
+    options = {"recipe": recipe, "precision": precision, "compiled": compiled}
     path = state = None
     if checkpoint is not None:
-        how = {"recipe": asdict(recipe), "precision": precision, "compiled": compiled}
-        path = artifacts.checkpoint_path(checkpoint, how | (settings or {}), CODE)
+        named = {**options, "recipe": asdict(recipe), **(settings or {})}
+        path = artifacts.checkpoint_path(checkpoint, named, CODE)
         state = artifacts.load_checkpoint(path)
     model.to(device)
     if state is None and on_start is not None:
         on_start()
-    trainer = Trainer(model, train, recipe, device, precision, compiled)
+    trainer = Trainer(model, train, device=device, **options)
     if state is not None:
         trainer.load_state_dict(state)
     if device.type == "cpu":
@@ -160,19 +161,21 @@ def fit(
 
 
 class Trainer:
-    """A training between two steps: what moves, and how it moves on.
+    """What moves in a training, and how one step moves it.
 
     model, train, recipe, precision, compiled: as in `fit`; device: a torch.device.
+    `network` is the model that shares its gradients with the other processes.
     Taught in: chapter 2
     """
 
-    def __init__(self, model, train, recipe, device, precision="auto", compiled=False):
+    def __init__(self, model, train, *, recipe, device, precision, compiled=False):
         self.model, self.recipe, self.device = model, recipe, device
         self.train = images.to_device(train, device)
         self.precision = runtime.resolve_precision(device, precision)
         self.rank, self.world_size = runtime.rank_and_world_size()
         # An epoch leaves out a last batch of one image, which BatchNorm may refuse
         self.steps = max(1, math.ceil((len(train.rows) - 1) / recipe.batch_size))
+        self.images = min(len(train.rows), self.steps * recipe.batch_size)
         self.micro_batch = recipe.micro_batch or recipe.batch_size
         self.network = model
         if self.world_size > 1:
@@ -196,7 +199,7 @@ class Trainer:
             average = swa_utils.get_ema_multi_avg_fn(recipe.ema_decay)
             self.ema = swa_utils.AveragedModel(model, multi_avg_fn=average)
         self.step, self.history, self.started = 0, [], time.perf_counter()
-        self.totals = torch.zeros(3, device=device)  # loss, correct, images
+        self.totals = torch.zeros(2, device=device)  # of an epoch: loss, correct
 
     def train_step(self, batches: Iterator) -> None:
         """One step of the optimizer, by the gradients of one or more micro-batches.
@@ -209,15 +212,14 @@ class Trainer:
         self.optimizer.zero_grad()
         passes = self.recipe.batch_size // self.micro_batch
         for pixels, labels, factor in itertools.islice(batches, passes):
-            # One shape is compiled: a short batch, the last of an epoch, is not of it
+            # Only whole batches are compiled: each other shape would be, too
             network = self.compiled if len(labels) == self.share else self.network
             with runtime.autocast(self.device, self.precision):
                 logits = network(pixels)
                 loss = self.criterion(logits, labels)
             self.scaler.scale(loss * factor).backward()
             correct = (logits.argmax(1) == labels).sum()
-            count = torch.full_like(correct, len(labels))
-            totals = torch.stack([loss.detach(), correct, count]) * (factor > 0)
+            totals = torch.stack([loss.detach(), correct]) * (factor > 0)
             self.totals += runtime.all_reduce_sum(totals)
         self.learning_rate = self.scheduler.get_last_lr()[0]
         self.scaler.step(self.optimizer)  # optimizer.step(), unless in float16
@@ -234,22 +236,21 @@ class Trainer:
         their number over the number of images in the step, and 0 for a process without
         a share of a small batch, which gets a copy of another's image.
         """
-        recipe, size = self.recipe, self.micro_batch
-        epoch, total = len(self.history), self.steps * recipe.batch_size
-        total = min(total, len(self.train.rows))
+        recipe, epoch, size = self.recipe, len(self.history), self.micro_batch
         first = (self.step - epoch * self.steps) * recipe.batch_size
         options = {"device": self.device, "dtype": getattr(torch, self.precision)}
         options |= {"seed": recipe.seed, "flip": recipe.flip, "crop": recipe.crop}
         options |= {"rank": self.rank, "world_size": self.world_size, "epoch": epoch}
         options |= {"batch_size": size, "first_batch": first // size}
-        starts = range(first, total, size)
+        starts = range(first, self.images, size)
         batches = zip(starts, images.batches(self.train, **options), strict=False)
         for start, (pixels, labels) in batches:
             if epoch < recipe.low_res_epochs:
                 pixels = F.avg_pool2d(pixels, 2)
-            of_step = min(recipe.batch_size, total - start + start % recipe.batch_size)
-            has_share = self.rank < min(size, total - start)
-            yield pixels, labels, has_share * self.world_size / of_step
+            step_start = start - start % recipe.batch_size
+            step_images = min(recipe.batch_size, self.images - step_start)
+            has_share = self.rank < min(size, self.images - start)
+            yield pixels, labels, has_share * self.world_size / step_images
 
     def run(self, validation: ImageSet | None, checkpoint: Path | None) -> None:
         """Take all steps that are not done yet; `checkpoint` is written on the way."""
@@ -270,9 +271,9 @@ class Trainer:
 
     def end_epoch(self, validation: ImageSet | None) -> None:
         """Put the epoch on record; after the last one, take the averaged weights."""
-        loss, correct, count = self.totals.tolist()
-        record = {"epoch": len(self.history) + 1, "train_loss": loss / count}
-        record |= {"train_accuracy": correct / count}
+        loss, correct = self.totals.tolist()
+        record = {"epoch": len(self.history) + 1, "train_loss": loss / self.images}
+        record |= {"train_accuracy": correct / self.images}
         record |= {"learning_rate": self.learning_rate}
         record |= {"seconds": time.perf_counter() - self.started}
         self.history.append(record)
@@ -305,8 +306,8 @@ class Trainer:
         values = [self.totals, *self.model.parameters()]
         if not all(value.isfinite().all() for value in values):
             found = f"loss or weights are not finite after {self.step} steps"
-            rate = self.recipe.learning_rate
-            raise InputError(f"{found}: lower learning_rate = {rate}.")
+            cause = f"learning_rate = {self.recipe.learning_rate} or the first weights"
+            raise InputError(f"{found}: change {cause}.")
         if checkpoint is not None and self.rank == 0:
             artifacts.save_checkpoint(checkpoint, self.state_dict())
 
@@ -348,16 +349,16 @@ def train_mode(model: nn.Module, *, frozen_batch_norm: bool = False) -> nn.Modul
 
 
 def predict(
-    model: nn.Module, data: ImageSet, *, flip: bool = False, **options
+    model, data, *, batch_size=256, device="auto", precision="auto", flip=False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits float32 (M, classes) and labels int64 (M,), on the CPU, in order.
+    """Logits float32 (M, classes) and labels int64 (M,) of a set, on the CPU, in order.
 
     flip: average the logits of each image and its mirror image (test-time
-    augmentation). options: batch_size=256, device="auto", precision="auto". The model
-    is left in the mode it came in.
+    augmentation). The model is left in the mode it came in.
     Raises InputError for no images, and for a network without a linear layer.
     Taught in: chapter 2
     """
+    options = {"batch_size": batch_size, "device": device, "precision": precision}
     _, logits = models.extract_features(model, data, **options)
     if flip:
         mirrored = data._replace(images=data.images[:, :, ::-1])

@@ -189,7 +189,7 @@ def test_methods_that_tell_two_networks_apart():
 
 @pytest.mark.parametrize("guided", [{}, {"methods": {"gradient": {}}}])
 def test_an_appendix_that_has_not_run_is_no_answer(guided):
-    assert claims.known_networks(guided).startswith("not measured here")
+    assert "not measured here" in claims.known_networks(guided)
 
 
 def test_every_question_has_its_answer_and_its_number():

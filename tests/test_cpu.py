@@ -153,6 +153,21 @@ class Shared(nn.Module):
         return self.norm2(self.second(second)) + self.norm2(pixels[..., 1:-1, 1:-1])
 
 
+@pytest.mark.parametrize("size", [(32, 32), (31, 33), (64, 47)])
+def test_the_first_convolution_in_blocks_is_the_same(size):
+    layer = nn.Conv2d(3, 8, 7, stride=2, padding=3)
+    pixels = torch.randn(2, 3, *size)
+    torch.testing.assert_close(cpu.SpaceToDepth(layer)(pixels), layer(pixels))
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 3), (2, 2), (2, 0)])
+def test_only_that_convolution_is_put_into_blocks(stride, padding):
+    layer = nn.Conv2d(3, 8, 7, stride, padding, bias=False)
+    model = nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU()).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(cpu.fuse_batchnorm(model)(pixels), model(pixels))
+
+
 def test_what_another_layer_needs_as_it_is_stays_apart():
     torch.manual_seed(0)
     model, pixels = trained(Shared()).eval(), torch.randn(2, 3, 8, 8).double()

@@ -67,9 +67,8 @@ CPU = {"device": "cpu", "precision": "float32"}
 
 
 def trainer(model: nn.Module, data: images.ImageSet, recipe, **options):
-    return training.Trainer(
-        model, data, recipe, torch.device("cpu"), "float32", **options
-    )
+    options |= {"recipe": recipe, "precision": "float32"}
+    return training.Trainer(model, data, device=torch.device("cpu"), **options)
 
 
 # --- the loop ---
@@ -558,22 +557,22 @@ def test_test_time_flip_is_the_mean_of_both_sides(data):
 
 @pytest.fixture
 def prepared(tmp_path) -> images.Prepared:
-    """36 images of 64x64 noise, six a class, of which four train and one validates."""
+    """36 images of 32x32 noise, six a class, of which four train and one validates."""
     rng = np.random.default_rng(0)
-    np.save(tmp_path / "images_64x64.npy", rng.integers(0, 256, (36, 64, 64, 3), "u1"))
+    np.save(tmp_path / "images_32x32.npy", rng.integers(0, 256, (36, 32, 32, 3), "u1"))
     split = np.array(["train"] * 4 + ["validation", "test"])
     index = {
         "id": np.arange(36),
         "label": np.arange(36) // 6,
         "split": np.tile(split, 6),
     }
-    settings = {"resize_mode": "pad", "sizes": ["64x64"]}
-    manifest = {"settings": settings, "checksums": {"images_64x64": "0"}}
+    settings = {"resize_mode": "pad", "sizes": ["32x32"]}
+    manifest = {"settings": settings, "checksums": {"images_32x32": "0"}}
     artifacts.write_json(tmp_path / "manifest.json", manifest)
     return images.Prepared(tmp_path, pd.DataFrame(index), manifest)
 
 
-NETWORK = {"architecture": "resnet10", "size": 64, "stem": "small", **CPU}
+NETWORK = {"architecture": "resnet10", "size": 32, "stem": "small", **CPU}
 SHORT = training.Recipe(epochs=1, batch_size=24, learning_rate=1e-3)
 
 
@@ -581,7 +580,7 @@ def test_a_trained_classifier_leaves_weights_that_load(tmp_path, prepared):
     model, history = training.train_classifier(prepared, tmp_path, SHORT, **NETWORK)
     loaded, settings = models.load(tmp_path, "cpu")
     assert same(model, loaded)
-    assert (settings["size"], settings["resize_mode"]) == ([64, 64], "pad")
+    assert (settings["size"], settings["resize_mode"]) == ([32, 32], "pad")
     assert training.train_classifier(prepared, tmp_path, SHORT, **NETWORK)[1] == history
     assert len(list(tmp_path.glob("classifier-*.pt"))) == 1
 
@@ -593,7 +592,7 @@ def test_a_training_may_begin_with_a_probe(tmp_path, prepared):
     model, _ = training.train_classifier(prepared, tmp_path, still, **options)
     runtime.seed_everything(still.seed)
     expected = models.build("resnet10", stem="small")
-    models.set_head_to_probe(expected, prepared.subset("train", 64), **CPU)
+    models.set_head_to_probe(expected, prepared.subset("train", 32), **CPU)
     torch.testing.assert_close(model.fc.weight, expected.fc.weight)
 
 

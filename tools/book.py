@@ -148,13 +148,15 @@ def overview(profile: str, path: Path) -> str:
     maps = saliency.in_batches(saliency.guided_backprop, model, pixels, classes, 30)
     maps = saliency.magnitude(maps)
     maps /= maps.mean((1, 2), keepdim=True).clamp_min(1e-12)  # each counts as much
+    same = classes == classes[chosen]
     generator, drawn = dcgan.load(min(folder.glob("dcgan_?.safetensors")), "cpu")
     z = dcgan.noise(9, drawn["latent_dim"], seed=1)
     panels = {
         "the catalogue": mosaic(photos[:9]),
         f"{CLASS_NAMES[classes[chosen]]}, {chances[chosen]:.0%}": photos[chosen],
         "where the network looks": maps[chosen].numpy(),
-        "the class on average": maps[classes == classes[chosen]].mean(0).numpy(),
+        "its class on average": photos[same.numpy()].mean(0).astype("uint8"),
+        "the average look": maps[same].mean(0).numpy(),
         "new products": mosaic(dcgan.sample(generator, z)),
     }
     figure = plots.image_grid([*panels.values()], [*panels], columns=3)
@@ -300,8 +302,7 @@ def keep(profile: str) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Stage the published book.")
     parser.add_argument("--profile", required=True)
-    text = "put the finished report's figures into benchmarks/results"
-    parser.add_argument("--keep", action="store_true", help=text)
+    parser.add_argument("--keep", action="store_true", help="keep a report's figures")
     options = parser.parse_args(arguments)
     try:
         print(keep(options.profile) if options.keep else stage(options.profile))

@@ -123,9 +123,9 @@ def bookkeeping(path: Path) -> tuple[int, int, Counter[str]]:
                 lines |= _span(caption) - {node.lineno}
         if not isinstance(node, ast.stmt) or hasattr(node, "body"):
             continue
-        found = [name for each in ast.walk(node) if (name := _counted(each))]
-        calls.update(found)
-        if found or _assigned(node) in told:
+        found = [_counted(each) for each in ast.walk(node)]
+        calls.update(filter(None, found))
+        if any(found) or _assigned(node) in told:
             lines |= _span(node)
     code = code_lines(text)
     return len(lines & code), len(code), calls

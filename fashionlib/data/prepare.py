@@ -117,18 +117,21 @@ def prepare(
 
 def _shapes(sizes: Sequence[Size]) -> list[tuple[int, int]]:
     """(height, width) of each size."""
-    shapes, sides = [], []
+    pairs = []
     if isinstance(sizes, list | tuple):
-        pairs = [[size, size] if isinstance(size, int) else size for size in sizes]
-        shapes = [tuple(pair) for pair in pairs if isinstance(pair, list | tuple)]
-        sides = [side for shape in shapes for side in shape]
-    whole = [side for side in sides if isinstance(side, int) and side > 0]
-    if not shapes or not len(whole) == len(sides) == 2 * len(sizes):
+        pairs = [(size, size) if isinstance(size, int) else size for size in sizes]
+    if not pairs or not all(map(_is_shape, pairs)):
         raise InputError(
             "sizes must be sides like 224 or pairs [height, width], at least one; "
             f"found {sizes!r}."
         )
-    return shapes
+    return [tuple(pair) for pair in pairs]
+
+
+def _is_shape(pair: object) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    return all(isinstance(side, int) and side > 0 for side in pair)
 
 
 # --- one folder, whole or not at all --------------------------------------------------
