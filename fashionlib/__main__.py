@@ -24,9 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--run", default="sample", help="whose network")
     command.set_defaults(function=predict)
     command = commands.add_parser("fit", help="chapter 2's training")
-    command.add_argument(
-        "--profile", default="sample", help="chapter 1 has run with it"
-    )
+    command.add_argument("--profile", default="sample", help="of chapters 1 and 2")
     command.set_defaults(function=fit)
     options = vars(parser.parse_args(arguments))
     try:
@@ -37,12 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def predict(photo: str, run: str) -> None:
     """Print the probability of each class for one image file, by a run's network."""
-    trained = runtime.build_root().glob("*/artifacts/classifier.safetensors")
-    folders = {path.parts[-3]: path.parent for path in trained}
-    if run not in folders:
-        known = ", ".join(sorted(folders)) or "none yet: chapter 2 or `fit` trains one"
-        raise InputError(f"run {run!r} has no trained network; runs with one: {known}.")
-    model, settings = models.load(folders[run])
+    path = artifacts.require(run, "classifier.safetensors")
+    model, settings = models.load(path.parent)
     for name, probability in models.classify(model, settings, photo).items():
         print(f"{name:18} {100 * probability:5.1f} %")
 

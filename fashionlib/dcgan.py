@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fashionlib import artifacts, cpu, gan_metrics, images, runtime
-from fashionlib.images import ImageSet
 from fashionlib.parameters import check_ranges
 from fashionlib.runtime import InputError
 
@@ -192,17 +191,17 @@ class DCGANTrainer(nn.Module):
     Taught in: chapter 5
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, precision: str = "auto"):
+    def __init__(self, recipe: Recipe, device="auto", precision="auto"):
         super().__init__()
-        self.recipe, self.device = recipe, device
-        self.precision = runtime.resolve_precision(device, precision)
+        self.recipe, self.device = recipe, runtime.device(str(device))
+        self.precision = runtime.resolve_precision(self.device, precision)
         if self.precision == "float16":
             self.precision = "float32"
             print("DCGAN computes in float32: float16 would lose small gradients.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)  # on the CPU: the same on every device
             self.generator, self.discriminator = self.networks()
-        self.to(device, memory_format=torch.channels_last)
+        self.to(self.device, memory_format=torch.channels_last)
         average = get_ema_multi_avg_fn(recipe.ema_decay)  # with 0 it is a copy
         self.ema = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True)
         adam = dict(lr=recipe.learning_rate, betas=(recipe.beta1, 0.999), fused=True)
@@ -286,14 +285,7 @@ class DCGANTrainer(nn.Module):
 
 
 def fit(
-    train: ImageSet,
-    *,
-    recipe: Recipe,
-    device: torch.device | str = "auto",
-    precision: str = "auto",
-    checkpoint: Path | None = None,
-    settings: dict | None = None,
-    trainer: Callable[..., DCGANTrainer] = DCGANTrainer,
+    train, *, recipe, checkpoint=None, settings=None, trainer=DCGANTrainer, **options
 ) -> Result:
     """Train a generator on 64x64 images against a discriminator, both by Adam.
 
@@ -302,6 +294,7 @@ def fit(
     written after every epoch: a run that was stopped goes on from it and ends with the
     same numbers, a finished one returns at once. settings: what names the data there
     (`Prepared.checksum`, the class). trainer: another one, as experiments have it.
+    options: device and precision, "auto" if they are not given.
     Raises InputError for fewer images than a batch, another size, or losses that are no
     longer finite. Radford et al. 2016, https://arxiv.org/abs/1511.06434
     Taught in: chapter 5
@@ -311,17 +304,16 @@ def fit(
         expected = f"batch_size = {recipe.batch_size} or more images (64, 64, 3)"
         found = f"found {tuple(pixels.shape)}: lower batch_size or take other images"
         raise InputError(f"expected {expected}; {found}.")
-    device = runtime.device(str(device))
-    if device.type == "cpu":
+    training, path = trainer(recipe, **options), None
+    if training.device.type == "cpu":
         cpu.keep_freed_memory()
-    training, path = trainer(recipe, device, precision), None
     if checkpoint is not None:
-        key = {"precision": precision, "images": len(pixels), **asdict(recipe)}
+        key = {"precision": training.precision, "images": len(pixels), **asdict(recipe)}
         code = ("dcgan", "gan_metrics", "images", "data.prepare")
         path = artifacts.checkpoint_path(checkpoint, key | (settings or {}), code)
         if path.exists():
             training.load_state_dict(artifacts.load_checkpoint(path))
-    _run(training, pixels.to(device), path)
+    _run(training, pixels.to(training.device), path)
     return _result(training)
 
 

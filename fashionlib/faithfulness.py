@@ -122,14 +122,7 @@ def _randomize(module: nn.Module) -> None:
 
 @torch.no_grad()
 def deletion_insertion(
-    model: nn.Module,
-    pixels: Tensor,
-    targets: Tensor,
-    ranking_maps: Tensor,
-    *,
-    steps: int = 10,
-    fill: str = "white",
-    batch_size: int = 64,
+    model, pixels, targets, ranking_maps, *, steps=10, fill="white", batch_size=64
 ) -> dict[str, Tensor]:
     """Probability of the target while pixels are removed, or put in, in a map's order.
 

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -98,17 +98,14 @@ class Prepared:
             "chapter 01_data_preparation again."
         )
 
-    def subset(
-        self, split: str, size: Size, classes: Sequence[int] | None = None
-    ) -> ImageSet:
+    def subset(self, split: str, size: Size, classes=None) -> ImageSet:
         """The products of one set (`train`, `validation`, `test`), or some classes."""
         chosen = self.index["split"] == split
         if classes is not None:
             chosen &= self.index["label"].isin(classes)
+        labels = self.index["label"].to_numpy("int64")
         rows = np.flatnonzero(chosen)
-        return ImageSet(
-            self.array(size), rows, self.index["label"].to_numpy("int64")[rows]
-        )
+        return ImageSet(self.array(size), rows, labels[rows])
 
     def checksum(self, size: Size) -> str:
         """SHA-256 of the images of one size, their classes and the split."""
@@ -157,9 +154,8 @@ def balanced_subset(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
     """
     order = np.random.default_rng(seed).permutation(len(data.rows))
     each = math.ceil(count / len(CLASS_NAMES))
-    chosen = [
-        order[data.labels[order] == label][:each] for label in range(len(CLASS_NAMES))
-    ]
+    labels = data.labels[order]
+    chosen = [order[labels == label][:each] for label in range(len(CLASS_NAMES))]
     return _take(data, np.concatenate(chosen))
 
 
@@ -236,9 +232,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def _gather(
-    images: np.ndarray, rows: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor
-) -> torch.Tensor:
+def _gather(images: np.ndarray, rows, shifts, mirrored) -> torch.Tensor:
     """Copy rows of (N, H, W, 3), each shifted by (down, right), then mirrored.
 
     Beyond an edge the edge is repeated. Mirrored images are shifted the other way, so
@@ -263,12 +257,7 @@ def _gather(
     return torch.from_numpy(batch)
 
 
-def _gather_on_device(
-    images: torch.Tensor,
-    rows: torch.Tensor,
-    shifts: torch.Tensor,
-    mirrored: torch.Tensor,
-) -> torch.Tensor:
+def _gather_on_device(images, rows, shifts, mirrored) -> torch.Tensor:
     """What `_gather` does, on a GPU: one look-up of every pixel by its place."""
     height, width = images.shape[1:3]
     y = torch.arange(height, device=images.device) + shifts[:, :1]  # (B, H)
@@ -317,9 +306,7 @@ def normalize(pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.T
 
 
 @functools.lru_cache(maxsize=16)
-def _scale_and_shift(
-    device: torch.device, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _scale_and_shift(device: torch.device, width: int) -> tuple:
     """Factor and summand of each number in a line of pixels, (3 width,) each."""
     mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
     return (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)

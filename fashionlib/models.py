@@ -24,20 +24,14 @@ from torch.nn import functional as F
 
 from fashionlib import artifacts, images, runtime
 from fashionlib.catalogue import CLASS_NAMES
-from fashionlib.images import ImageSet, Size
+from fashionlib.images import ImageSet
 from fashionlib.runtime import InputError
 from fashionlib.saliency import evaluating
 
 # --- build ----------------------------------------------------------------------------
 
 
-def build(
-    architecture: str,
-    *,
-    weights: str = "none",
-    stem: str = "imagenet",
-    classes: int = 6,
-) -> nn.Module:
+def build(architecture, *, weights="none", stem="imagenet", classes=6) -> nn.Module:
     """An image classification network by name, in channels_last.
 
     architecture: a name of `torchvision.models.list_models`, or `resnet10` (one basic
@@ -165,13 +159,7 @@ def last_linear(model: nn.Module) -> nn.Linear:
 
 
 def extract_features(
-    model: nn.Module,
-    data: ImageSet,
-    *,
-    size: Size | None = None,
-    batch_size: int = 256,
-    device: torch.device | str = "auto",
-    precision: str = "auto",
+    model, data, *, size=None, batch_size=256, device="auto", precision="auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the last linear layer receives, float32 (M, D), and the logits (M, classes).
 

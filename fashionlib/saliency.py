@@ -16,7 +16,7 @@ maps up to rounding (`benchmarks/results/saliency.json`).
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 from math import inf
 from typing import NamedTuple
@@ -297,13 +297,7 @@ class ClassAverages(NamedTuple):
 
 
 def class_averages(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    classes: Tensor,
-    *,
-    method: Callable = guided_backprop,
-    unit: bool = True,
-    seed: int = 0,
+    model, batches, classes: Tensor, *, method=guided_backprop, unit=True, seed=0
 ) -> ClassAverages:
     """Average maps, images and edges per class, in one pass, in memory for one batch.
 

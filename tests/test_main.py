@@ -51,12 +51,9 @@ def test_predict_prints_the_probability_of_each_class(tmp_path, capsys):
     assert float(dict(lines)["Men/Apparel"]) == pytest.approx(expected, abs=0.06)
 
 
-def test_predict_says_which_runs_there_are_and_makes_none(build):
-    assert "none yet" in refused("predict", "photo.jpg")
+def test_predict_of_an_unknown_run_names_the_chapter_and_makes_nothing(build):
+    assert "02_resnet152" in refused("predict", "photo.jpg", "--run", "smal")
     assert not build.exists()
-    save_network("mine")
-    assert refused("predict", "photo.jpg", "--run", "nowhere").endswith("mine.")
-    assert [path.name for path in build.iterdir()] == ["mine"]
 
 
 def test_predict_of_what_is_no_image_is_one_line(tmp_path):

@@ -1,4 +1,7 @@
-"""Facts of the real catalogue, on the real zips: deselected by name where a machine has none (see conftest.py)."""
+"""Facts of the real catalogue, on the real zips.
+
+Deselected by name where a machine has none (conftest.py).
+"""
 
 import io
 
@@ -19,7 +22,7 @@ def small() -> sources.Source:
 
 @pytest.fixture(scope="session")
 def prepared(small, tmp_path_factory) -> images.Prepared:
-    """The small edition at its own size, prepared once (about 15 s on 2 quiet cores)."""
+    """The small edition at its own size, prepared once (15 s on 2 quiet cores)."""
     folder = tmp_path_factory.mktemp("small") / "prepared"
     return images.load(prepare.prepare(small.path, folder, sizes=[[80, 60]]))
 
@@ -30,9 +33,8 @@ def test_rows_and_malformed_rows(small):
     assert table["id"].is_unique
     genders = {"Men": 22165, "Women": 18632, "Unisex": 2164, "Boys": 830, "Girls": 655}
     assert table["gender"].value_counts().to_dict() == genders
-    assert (
-        sum(name.count('"') for name in table["productDisplayName"]) == 2
-    )  # inches, kept as they are
+    # inches, kept as they are
+    assert table["productDisplayName"].str.count('"').sum() == 2
 
 
 def test_a_careless_reader_loses_22_products(small, recwarn):
@@ -44,6 +46,18 @@ def test_a_careless_reader_loses_22_products(small, recwarn):
     assert not recwarn.list  # pandas says nothing
 
 
+def test_the_edition_at_224():
+    source = sources.open_source(real_data_folder() / "fashion-product-images-224.zip")
+    table, malformed = catalogue.read_styles(source)
+    files = source.members("images", ".jpg")
+    used = table["id"].isin(files) & (catalogue.labels(table) >= 0)
+    assert (len(table), malformed, len(files), used.sum()) == (44446, 22, 4856, 4555)
+    assert files.keys() <= set(table["id"])
+    _, size = decoding.decode(source.read(files[10001]), (224, 224))
+    assert size == (224, 224)
+
+
+@pytest.mark.slow
 def test_counts_of_the_small_edition(prepared):
     counts = prepared.manifest["counts"]
     expected = {
@@ -64,43 +78,32 @@ def test_counts_of_the_small_edition(prepared):
     assert sizes[sizes > 1].sum() == 746  # images that have a twin
 
 
+@pytest.mark.slow
 def test_the_split_of_the_small_edition(prepared):
     index = prepared.index
     assert (index.groupby("group")["split"].nunique() == 1).all()
-    shares = pd.crosstab(index["label"], index["split"], normalize="index")
-    for name, share in catalogue.SPLITS.items():
-        assert (shares[name] - share).abs().max() < 0.005
+    found = pd.crosstab(index["label"], index["split"], normalize="index")
+    for name, fraction in catalogue.SPLITS.items():
+        assert (found[name] - fraction).abs().max() < 0.005
 
 
+@pytest.mark.slow
 def test_twins_really_have_the_same_pixels(prepared):
     pixels, index = prepared.array([80, 60]), prepared.index
-    twins = [
-        rows for rows in index.groupby("exact_group").indices.values() if len(rows) > 1
-    ]
-    assert all((pixels[row] == pixels[rows[0]]).all() for rows in twins for row in rows)
+    for rows in index.groupby("exact_group").indices.values():
+        if len(rows) > 1:
+            assert (pixels[rows] == pixels[rows[0]]).all()
 
 
-def test_the_edition_at_224():
-    source = sources.open_source(real_data_folder() / "fashion-product-images-224.zip")
-    table, malformed = catalogue.read_styles(source)
-    files = source.members("images", ".jpg")
-    used = table["id"].isin(files) & (catalogue.labels(table) >= 0)
-    assert (len(table), malformed, len(files), used.sum()) == (44446, 22, 4856, 4555)
-    assert files.keys() <= set(table["id"])
-    _, size = decoding.decode(source.read(files[10001]), (224, 224))
-    assert size == (224, 224)
-
-
+@pytest.mark.slow
 def test_a_hash_alone_links_far_too_much(prepared):
     index = prepared.index
-    by_hash = duplicates.groups(
-        index["id"], duplicates.close_hashes(index["perceptual_hash"].to_numpy())
-    )
-    sizes, confirmed = by_hash.value_counts(), index["near_group"].value_counts()
+    pairs = duplicates.close_hashes(index["perceptual_hash"].to_numpy())
+    sizes = duplicates.groups(index["id"], pairs).value_counts()
     assert sizes[sizes > 1].sum() / len(index) > 0.3
     assert sizes.max() > 1000
+    confirmed = index["near_group"].value_counts()
     assert 0.03 < confirmed[confirmed > 1].sum() / len(index) < 0.07
     assert confirmed.max() < 50
-    assert (
-        index.groupby("exact_group")["near_group"].nunique() == 1
-    ).all()  # equal pixels are near, too
+    # equal pixels are near, too
+    assert (index.groupby("exact_group")["near_group"].nunique() == 1).all()
