@@ -1,13 +1,21 @@
-"""The course's GPU code at the study's size: python benchmarks/gpu.py (some minutes on one GPU; a dry run without).
+"""The course's GPU code at the study's size.
 
-Needs torch, torchvision, numpy, pandas, pyarrow, pillow, opencv-python-headless, simplejpeg, xxhash, safetensors,
-filelock, pyyaml, tqdm, joblib, scipy, scikit-learn, torchmetrics; no Jupyter, no Captum. With a real catalogue it also
-trains chapter 2 with the study's recipe:
+    python benchmarks/gpu.py                        # at most ten minutes on one GPU
+    python benchmarks/gpu.py --minutes 4 --out here # keeps here/gpu.json, not results/
 
-    python benchmarks/gpu.py --source fashion-product-images.zip --weights resnet152-394f9c45.pth --epochs 25
+The parts come in the order of their worth: training ResNet152 through `fit`, guided
+maps of ResNet18 and ResNet152, DCGAN, and the same training compiled. Each figure is
+written as soon as it exists; a part that would not end within the minutes is left out
+and named. With a real catalogue the study's own recipe is trained and tested, too, if
+there is time for it:
 
-Without a GPU every part but that training runs once at a toy size, so that a machine with one meets no typing mistake;
-nothing is kept.
+    python benchmarks/gpu.py --minutes 60 --source fashion-product-images.zip \\
+        --weights resnet152-394f9c45.pth
+
+The project need not be installed. Needs torch, torchvision, numpy, pandas, pyarrow,
+pillow, opencv-python-headless, safetensors, filelock, psutil and tqdm; with --source
+also what chapters 1 and 2 need. Without a GPU every part runs once at a toy size, but
+the compiled training and the study's: no typing mistake waits there. Nothing is kept.
 """
 
 from __future__ import annotations
@@ -16,9 +24,11 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import measuring
 import numpy as np
@@ -26,42 +36,83 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fashionlib import artifacts, dcgan, evaluation, images, models, runtime, saliency
-from fashionlib.data import prepare
+from fashionlib import (
+    catalogue,
+    dcgan,
+    evaluation,
+    images,
+    models,
+    runtime,
+    saliency,
+    training,
+)
+from fashionlib.data import prepare, sources
 from fashionlib.runtime import InputError
 
-STUDY = models.Recipe(
+ROUNDS = 5
+STUDY = training.Recipe(
     epochs=25, batch_size=256, learning_rate=1e-4, optimizer="adam", schedule="constant"
 )
-ROUNDS = 5
+
+
+class Sizes(NamedTuple):
+    """How large each part is; a dry run's where nothing else is said."""
+
+    trained: str = "resnet10"
+    explained: tuple[str, ...] = ("resnet10",)  # the networks of the guided maps
+    side: int = 32
+    batch: int = 4
+    images: int = 8  # of an epoch: whole batches, so that the compiler sees one shape
+    matrix: int = 128  # side of the product that is the limit
+    maps: int = 2  # in a batch
+    gan_batch: int = 4
+    gan_images: int = 8
+
+
+REAL = Sizes(
+    trained="resnet152",
+    explained=("resnet18", "resnet152"),
+    side=224,
+    batch=256,
+    images=20 * 256,
+    matrix=8192,
+    maps=64,
+    gan_batch=128,
+    gan_images=40 * 128,
+)
+
+
+class Part(NamedTuple):
+    """rows: yields the rows of its figures. seconds: that it takes on an H200."""
+
+    name: str
+    seconds: float
+    rows: Callable[[], Iterator[dict]]
+
+
+# --- figures --------------------------------------------------------------------------
 
 
 def random_set(count: int, side: int) -> images.ImageSet:
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (count, side, side, 3), dtype=np.uint8
-    )
-    return images.ImageSet(pixels, np.arange(count), np.arange(count) % 6)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return images.from_array(pixels, np.arange(count) % 6)
 
 
 def rates(run: Callable[[], int], device: torch.device) -> list[float]:
-    """Things a second over the rounds; the first call, which compiles and chooses kernels, is not counted."""
+    """Things a second over the rounds; the first call, which warms up, is left out."""
     found = []
     for _ in range(ROUNDS + 1):
-        wait(device)
         started = time.perf_counter()
         count = run()
-        wait(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         found.append(count / (time.perf_counter() - started))
     return found[1:]
 
 
 def matrix_rate(device: torch.device, side: int) -> float:
-    """TFLOP/s of a plain bfloat16 product: what a network's share of the peak is taken of."""
+    """TFLOP/s of a plain bfloat16 product: no network can be faster."""
     matrix = torch.ones(side, side, dtype=torch.bfloat16, device=device)
 
     def product() -> int:
@@ -71,154 +122,169 @@ def matrix_rate(device: torch.device, side: int) -> float:
     return statistics.median(rates(product, device)) / 1e12
 
 
-def training(device: torch.device, sizes: dict) -> list[dict]:
-    """ResNet152 at the study's size, plain and compiled: images/s, share of the matrix rate, memory."""
-    data = random_set(sizes["pictures"], sizes["side"])
-    recipe = replace(STUDY, epochs=1 + ROUNDS, batch_size=sizes["batch"])
-    peak, rows = matrix_rate(device, sizes["matrix"]), []
-    rows.append(measuring.row("plain bfloat16 matrix product", [peak], "TFLOP/s"))
-    for compiled in (False, True) if device.type == "cuda" else (False,):
-        model = models.build(sizes["network"]).to(device)
-        pixels, labels = next(
-            images.batches(data, batch_size=sizes["batch"], device=device)
-        )
-        with FlopCounterMode(display=False) as counter, runtime.autocast(device):
-            nn.functional.cross_entropy(model(pixels), labels).backward()
-        work = counter.get_total_flops() / sizes["batch"] / 1e12
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        history = models.fit(
-            model, data, recipe=recipe, device=device, compiled=compiled
-        )
-        measured = [
-            len(data.rows) / record["seconds"] for record in history[1:]
-        ]  # the first one compiles
-        name = f"{sizes['network']} at {sizes['side']}, batch {sizes['batch']}{', compiled' if compiled else ''}"
-        rows.append(measuring.row(f"{name}: training", measured))
-        rows.append(
-            measuring.row(
-                f"{name}: share of the matrix rate",
-                [100 * work * r / peak for r in measured],
-                "%",
-            )
-        )
-        if device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated() / 2**30
-            rows.append(measuring.row(f"{name}: memory", [memory], "GiB"))
-    return rows
+def work_of(model: nn.Module, side: int) -> float:
+    """TFLOP of one image's forward and backward pass."""
+    device = next(model.parameters()).device
+    pixels, _ = next(images.batches(random_set(2, side), batch_size=2, device=device))
+    with FlopCounterMode(display=False) as counter:
+        model(pixels).sum().backward()
+    return counter.get_total_flops() / 2 / 1e12
 
 
-def attribution(device: torch.device, sizes: dict) -> list[dict]:
-    rows = []
-    for name in sizes["attributed"]:
-        model = models.build(name).to(device).eval()
-        pixels, _ = next(
-            images.batches(
-                random_set(sizes["maps"], sizes["side"]),
-                batch_size=sizes["maps"],
-                device=device,
-            )
-        )
-        measured = rates(
-            lambda model=model, pixels=pixels: len(
-                saliency.guided_backprop(model, pixels)
-            ),
-            device,
-        )
-        rows.append(
-            measuring.row(
-                f"guided backpropagation, {name} at {sizes['side']}", measured, "maps/s"
-            )
-        )
-    return rows
+def train(device: torch.device, sizes: Sizes, compiled: bool) -> Iterator[dict]:
+    """Training through `fit`: images/s, fraction of the matrix rate, memory."""
+    peak = matrix_rate(device, sizes.matrix)
+    model = models.build(sizes.trained).to(device)
+    work, data = work_of(model, sizes.side), random_set(sizes.images, sizes.side)
+    recipe = replace(STUDY, epochs=1 + ROUNDS, batch_size=sizes.batch)
+    options = {"recipe": recipe, "device": device, "compiled": compiled}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    history = training.fit(model, data, **options)
+    precision = runtime.resolve_precision(device)
+    name = f"{sizes.trained} at {sizes.side}, batch {sizes.batch}, {precision}"
+    name += ", compiled" * compiled
+    # the first epoch chooses kernels, or compiles
+    measured = [sizes.images / record["seconds"] for record in history[1:]]
+    yield measuring.row(f"{name}: training", measured)
+    if not compiled:
+        yield measuring.row("plain bfloat16 matrix product", [peak], "TFLOP/s")
+    reached = [100 * work * rate / peak for rate in measured]
+    yield measuring.row(f"{name}: of the matrix product's rate", reached, "%")
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        yield measuring.row(f"{name}: memory", [memory], "GiB")
 
 
-def generation(device: torch.device, sizes: dict) -> list[dict]:
-    data, results = random_set(sizes["gan"], dcgan.SIZE), []
-    for _ in range(2 if device.type == "cuda" else 1):  # the first one warms up
-        recipe = dcgan.Recipe(epochs=2, batch_size=min(128, sizes["gan"]))
-        results.append(dcgan.fit(data, recipe=recipe, device=device))
-    return [
-        measuring.row(
-            "DCGAN at 64, batch 128: training", [results[-1].images_per_second]
-        )
-    ]
+def explain(device: torch.device, sizes: Sizes) -> Iterator[dict]:
+    """Guided backpropagation in float32: maps/s of each network."""
+    data = random_set(sizes.maps, sizes.side)
+    pixels, targets = next(images.batches(data, batch_size=sizes.maps, device=device))
+    for name in sizes.explained:
+        model = models.build(name).to(device).eval().requires_grad_(False)
+        guided = partial(saliency.guided_backprop, model, pixels, targets)
+        measured = rates(lambda guided=guided: len(guided()), device)
+        label = f"guided backpropagation, {name} at {sizes.side}, batch {sizes.maps}"
+        yield measuring.row(label, measured, "maps/s")
 
 
-def study(device: torch.device, source: str, weights: str, epochs: int) -> list[dict]:
-    """Chapter 2 with the study's recipe on real pictures; the test part is used once."""
+def generate(device: torch.device, sizes: Sizes) -> Iterator[dict]:
+    """DCGAN's training: images/s of the second of two, as the first one warms up."""
+    data = random_set(sizes.gan_images, dcgan.SIZE)
+    recipe = dcgan.Recipe(epochs=2, batch_size=sizes.gan_batch)
+    dcgan.fit(data, recipe=recipe, device=device)
+    result = dcgan.fit(data, recipe=recipe, device=device)
+    name = f"DCGAN at {dcgan.SIZE}, batch {sizes.gan_batch}: training"
+    yield measuring.row(name, [result.images_per_second])
+
+
+def study(
+    device: torch.device, source: str, weights: str, epochs: int
+) -> Iterator[dict]:
+    """Chapter 2 with the study's recipe on real images; the test set is used once."""
     folder = runtime.build_root() / "benchmarks" / "gpu"
     prepared = images.load(prepare.prepare(source, folder / "prepared", sizes=[224]))
-    network = {"architecture": "resnet152", "size": [224, 224], "weights": weights}
-    model, history = models.train(
-        prepared, folder, replace(STUDY, epochs=epochs), **network, device=device
+    options = {"architecture": "resnet152", "size": 224, "weights": weights}
+    recipe = replace(STUDY, epochs=epochs)
+    model, history = training.train_classifier(
+        prepared, folder, recipe, device=device, **options
     )
-    found = evaluation.evaluate(
-        *models.predict(model, prepared.subset("test", 224), device=device)
-    )
-    low, high = found["accuracy_ci95"]
     name = f"the study's recipe, {epochs} epochs, weights {Path(weights).name}"
-    return [
-        {
-            "what": f"{name}: test accuracy",
-            "value": 100 * found["accuracy"],
-            "unit": "%",
-            "spread": [100 * low, 100 * high],
-        },
-        measuring.row(
-            f"{name}: an epoch", [record["seconds"] for record in history], "s"
-        ),
+    seconds = [record["seconds"] for record in history]
+    yield measuring.row(f"{name}: an epoch", seconds, "s")
+    test = prepared.subset("test", 224)
+    result = evaluation.evaluate(*training.predict(model, test, device=device))
+    correct = evaluation.accuracy_row(result)["accuracy %"]
+    row = {"what": f"{name}: test accuracy", "value": correct.value, "unit": "%"}
+    yield row | {"spread": correct.ci95}
+
+
+# --- in the time that there is --------------------------------------------------------
+
+
+def measure(
+    parts: list[Part], minutes: float, keep: Callable[[list[dict], list[str]], None]
+) -> tuple[list[dict], list[str]]:
+    """Rows of the parts that fit into the time, and what is left out, with the reason.
+
+    keep(rows, left_out) is called after each figure. The slowest part so far tells how
+    much longer than on an H200 the others take here.
+    """
+    end, pace = time.monotonic() + 60 * minutes, 1.0
+    rows, left_out = [], []
+    for part in parts:
+        started, expected = time.monotonic(), pace * part.seconds
+        if started + expected > end:
+            left_out.append(f"{part.name}: takes about {expected:.0f} s")
+            continue
+        try:
+            for row in part.rows():
+                rows.append(row)
+                print(f"{row['what']}: {row['value']:,} {row['unit']}", flush=True)
+                keep(rows, left_out)
+        except (InputError, torch.OutOfMemoryError) as error:
+            left_out.append(f"{part.name}: {str(error).splitlines()[0]}")
+        pace = max(pace, (time.monotonic() - started) / part.seconds)
+    for reason in left_out:
+        print(f"left out: {reason}")
+    keep(rows, left_out)
+    return rows, left_out
+
+
+def all_parts(device: torch.device, options: argparse.Namespace) -> list[Part]:
+    """What there is to measure on this device, in the order of its worth."""
+    gpu = device.type == "cuda"
+    sizes = REAL if gpu else Sizes()
+    parts = [
+        Part("training", 60, partial(train, device, sizes, compiled=False)),
+        Part("guided maps", 20, partial(explain, device, sizes)),
+        Part("DCGAN", 20, partial(generate, device, sizes)),
     ]
+    if gpu and options.source:
+        own = partial(study, device, options.source, options.weights, options.epochs)
+        parts.append(Part("the study's recipe", 120 + 18 * options.epochs, own))
+    if gpu:
+        compiled = partial(train, device, sizes, compiled=True)
+        parts.append(Part("compiled training", 180, compiled))
+    return parts
 
 
-REAL = {
-    "network": "resnet152",
-    "side": 224,
-    "batch": 256,
-    "pictures": 5000,
-    "matrix": 8192,
-}
-REAL |= {"attributed": ("resnet18", "resnet152"), "maps": 64, "gan": 5120}
-TOY = {"network": "resnet18", "side": 64, "batch": 8, "pictures": 16, "matrix": 256}
-TOY |= {"attributed": ("resnet18",), "maps": 2, "gan": 16}
+def check(options: argparse.Namespace) -> None:
+    """Raise InputError for options that cannot be used, before anything is measured."""
+    if not (options.minutes > 0 and options.epochs > 0):
+        found = f"{options.minutes} and {options.epochs}"
+        raise InputError(f"minutes and epochs must be above 0; found {found}.")
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out must name a folder; {options.out} is a file.")
+    if options.source:
+        catalogue.read_styles(sources.open_source(options.source))
+        models.build("resnet152", weights=options.weights)
 
 
-def check(source: str | None, weights: str) -> None:
-    """Raise InputError for a source or weights that cannot be used, before anything is measured."""
-    if source:
-        artifacts.check_source(source)
-        models.build("resnet152", weights=weights)
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10, help="at most; 10")
+    out = {"type": Path, "default": measuring.RESULTS}
+    parser.add_argument("--out", help="folder of gpu.json; benchmarks/results", **out)
     parser.add_argument("--source", help="a real catalogue: folder or zip")
-    parser.add_argument(
-        "--weights", default="imagenet", help="imagenet, none, or the path of a file"
-    )
-    parser.add_argument("--epochs", type=int, default=25)
-    options = parser.parse_args()
+    weights = "imagenet, none, or the path of a file"
+    parser.add_argument("--weights", default="imagenet", help=weights)
+    parser.add_argument("--epochs", type=int, default=25, help="of the study's recipe")
+    options = parser.parse_args(arguments)
     try:
-        check(options.source, options.weights)
+        check(options)
     except InputError as error:
         sys.exit(f"error: {error}")
     device = runtime.device()
-    sizes = REAL if device.type == "cuda" else TOY
-    rows = (
-        training(device, sizes) + attribution(device, sizes) + generation(device, sizes)
-    )
+
+    def keep(rows: list[dict], left_out: list[str]) -> None:
+        if rows and device.type == "cuda":
+            more = {"folder": options.out, "left_out": left_out}
+            measuring.write("gpu", rows, {}, **more)
+
+    rows, _ = measure(all_parts(device, options), options.minutes, keep)
     if device.type != "cuda":
-        print(
-            f"no GPU here: a dry run at toy sizes, {len(rows)} figures measured and none kept"
-        )
-        return
-    measuring.save("gpu", rows, {})  # the training takes hours, and may fail
-    if options.source:
-        measuring.save(
-            "gpu",
-            rows + study(device, options.source, options.weights, options.epochs),
-            {},
-        )
+        print(f"no GPU here: a dry run, {len(rows)} figures at toy sizes, none kept")
 
 
 if __name__ == "__main__":

@@ -78,15 +78,14 @@ def wilson_interval(correct: int, count: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def accuracy(correct: torch.Tensor | np.ndarray | tuple[int, int]) -> Estimate:
+def accuracy(correct: torch.Tensor | np.ndarray | Sequence[int]) -> Estimate:
     """Fraction that is correct, with Wilson's interval.
 
     correct: bool (M,), one for each image, or the two numbers (correct, images).
     Taught in: chapter 2
     """
-    if not isinstance(correct, tuple):
-        correct = int(correct.sum()), len(correct)
-    found, count = correct
+    mask = hasattr(correct, "dtype")
+    found, count = (int(correct.sum()), len(correct)) if mask else correct
     return Estimate(found / max(count, 1), wilson_interval(found, count), count)
 
 
@@ -326,4 +325,5 @@ def table(rows: dict[str, dict[str, Any]], precision: int = 1) -> Any:
 
 def _cell(value: Any, precision: int) -> str:
     spec = "," if isinstance(value, int | np.integer) else f",.{precision}f"
-    return escape(value) if isinstance(value, str) else format(value, spec)
+    is_text = isinstance(value, str | bool)
+    return escape(value) if is_text else format(value, spec)

@@ -87,7 +87,7 @@ class Recipe:
             value = getattr(self, field.name)
             fits = isinstance(value, TYPES[field.type])
             if not fits or (field.type != "str" and not 0 <= value < math.inf):
-                expected = f"{field.name} must be {field.type}, 0 or more"
+                expected = f"{field.name} must be {field.type} (a number: 0 or more)"
                 raise InputError(f"{expected}; found {value!r}.")
         divides = self.batch_size % (self.micro_batch or 1) == 0
         positive = min(self.epochs, self.batch_size, self.learning_rate) > 0

@@ -121,7 +121,11 @@ def test_arrays_index_and_counts(tmp_path):
     assert names == [*arrays, "index.parquet", "manifest.json"]
 
 
-def test_every_row_is_its_own_file_whatever_lies_beside_it(tmp_path):
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_every_row_is_its_own_file_whatever_lies_beside_it(
+    tmp_path, block, monkeypatch
+):
+    monkeypatch.setattr(prepare, "BLOCK", block)
     sides = [(80, 60), (60, 80), (81, 60), (80, 60), None, (60, 80), (700, 500)]
     rng = np.random.default_rng(0)
     files = {}
@@ -650,20 +654,21 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "CHUNK", 25)
     with small_disk(16) as disk:
         notes = disk / "prepared.partial" / "work" / "notes"
-        write_json = prepare.artifacts.write_json
+        decode_chunk = prepare._decode_chunk
 
-        def fill_up_first(path, data):
-            if path.parent == notes and len(list(notes.iterdir())) == 4:
+        def fill_up_first(job, first, members):
+            if first == 100:
                 with contextlib.suppress(OSError), (disk / "other").open("wb") as file:
                     while True:
                         file.write(bytes(4096))
-            write_json(path, data)
+            return decode_chunk(job, first, members)
 
         with monkeypatch.context() as patch:
-            patch.setattr(prepare.artifacts, "write_json", fill_up_first)
+            patch.setattr(prepare, "_decode_chunk", fill_up_first)
             with pytest.raises(InputError, match="disk is full"):
                 prepared_from(source, disk / "prepared", sizes=[96])
-        assert len(list(notes.glob("*.json"))) == 4  # kept, to go on from
+        done = [note for note in notes.iterdir() if note.stat().st_size]
+        assert len(done) == 4  # kept, to go on from
         (disk / "other").unlink()
         prepared_from(source, disk / "prepared", sizes=[96])
 

@@ -112,6 +112,32 @@ def test_one_step_of_the_studys_recipe_is_adams(tmp_path, data):
     torch.testing.assert_close(moments["exp_avg"], gradient / 10)
 
 
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_a_gradient_is_the_mean_over_the_images_of_its_step(data, micro_batch):
+    """Steps of 16, 16 and 8 images; the weights stay, Adam remembers the gradients."""
+    model, expected = linear(), 0
+    recipe = replace(STILL, micro_batch=micro_batch)
+    for pixels, labels in images.batches(data, batch_size=16, epoch=0):
+        loss = F.cross_entropy(model(pixels), labels)
+        (gradient,) = torch.autograd.grad(loss, model[1].weight)
+        expected = 0.9 * expected + 0.1 * gradient
+    made = trainer(model, data, recipe)
+    batches = made.batches()
+    for _ in range(3):
+        made.train_step(batches)
+    moment = made.optimizer.state[model[1].weight]["exp_avg"]
+    torch.testing.assert_close(moment, expected)
+
+
+def test_what_dropout_draws_depends_on_the_step(data):
+    model, seeds = tiny(), []
+    model[3].register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
+    training.fit(model, data, recipe=RECIPE, **CPU)
+    training.fit(model, data, recipe=RECIPE, **CPU)
+    assert len(set(seeds)) == 9
+    assert seeds[:9] == seeds[9:]
+
+
 def test_training_accuracy_is_over_images_not_over_batches(data):
     """The weights stay, so that the epoch has one accuracy; 40 is no multiple of 16."""
     model, correct, loss = tiny(dropout=0), 0, 0.0

@@ -1,8 +1,11 @@
-"""What each ingredient of the recipe is worth: python benchmarks/experiments/ablation.py (about 40 minutes on 2 cores).
+"""What each ingredient of the recipe is worth.
 
-The recipe of profiles/small with one ingredient left out at a time, on 9,000 training pictures of the real 60x80
-catalogue, 3 epochs, two seeds, judged on the validation part with the mirrored pictures averaged: the test part is
-not looked at. Stopped, it goes on where it was.
+    python benchmarks/experiments/ablation.py    # 40 minutes on 2 cores
+
+The recipe of profiles/small with one ingredient left out at a time, on 9,000 training
+images of the real 60x80 catalogue, 3 epochs, two seeds, judged on the validation set
+with the mirrored images averaged: the test set is not looked at. Stopped, it goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -11,22 +14,22 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import measuring
-from conftest import real_data_folder
 
-from fashionlib import artifacts, evaluation, images, models, runtime
+from fashionlib import evaluation, images, models, parameters, runtime, training
 from fashionlib.data import prepare
+from fashionlib.training import Recipe
 
 SIZE = (80, 60)
-PICTURES = 9_000
+IMAGES = 9_000
 SEEDS = (0, 1)
-SMALL = models.Recipe.of(artifacts.parameters_of("02_resnet152", "small"))
-RECIPE = replace(SMALL, epochs=3, half_size_epochs=1)
+SMALL = Recipe.from_parameters(parameters.for_profile("02_resnet152", "small"))
+# the weights' average looks back over a twentieth of all steps, as in the whole recipe
+RECIPE = replace(SMALL, epochs=3, low_res_epochs=1, ema_decay=0.906)
+WHOLE = "the whole recipe"
 WITHOUT = {
-    "the whole recipe": {},
+    WHOLE: {},
     "Adam without decay instead of AdamW": {"optimizer": "adam", "weight_decay": 0.0},
     "a constant rate of 1e-3 instead of one cycle": {
         "schedule": "constant",
@@ -35,80 +38,73 @@ WITHOUT = {
     "no label smoothing": {"label_smoothing": 0.0},
     "no flips": {"flip": False},
     "no shifts": {"crop": 0},
-    "full size from the start": {"half_size_epochs": 0},
-    "no average of the weights": {"average": 0.0},
+    "full size from the start": {"low_res_epochs": 0},
+    "no average of the weights": {"ema_decay": 0.0},
 }
 STEM = "ImageNet's stem instead of the small one"
-NO_FLIP = "no mirrored pictures at test time"
+NO_FLIP = "no mirrored images at test time"
 
 
-def train(
-    prepared: images.Prepared, name: str, recipe: models.Recipe, stem: str
-) -> dict:
-    """Hits on the validation part, with and without mirrored pictures, and the seconds of the training."""
-    whole = prepared.subset("train", SIZE)
-    chosen = np.random.default_rng(0).permutation(len(whole.rows))[:PICTURES]
-    part = whole._replace(rows=whole.rows[chosen], labels=whole.labels[chosen])
+def train(prepared: images.Prepared, recipe: Recipe, stem: str) -> dict:
+    """Correct validation images, with and without mirrored ones; seconds of training.
+
+    Keys correct, correct_without_flip, count and seconds.
+    """
+    train = images.random_subset(prepared.subset("train", SIZE), IMAGES)
     validation = prepared.subset("validation", SIZE)
     runtime.seed_everything(recipe.seed)
     model = models.build("resnet10", stem=stem)
-    checkpoint = (
-        prepared.folder.parent / f"{name.replace(' ', '-')}-{recipe.seed}.safetensors"
+    settings = {"stem": stem, "data": prepared.checksum(SIZE), "images": IMAGES}
+    history = training.fit(
+        model,
+        train,
+        recipe=recipe,
+        checkpoint=prepared.folder.parent / "training",
+        settings=settings,
     )
-    settings = {"stem": stem, "data": prepared.checksum(SIZE), "pictures": PICTURES}
-    history = models.fit(
-        model, part, recipe=recipe, checkpoint=checkpoint, settings=settings
-    )
-    hits = {}
-    for flip in (True, False):
-        logits, labels = models.predict(model, validation, flip=flip)
-        hits[flip] = int((logits.argmax(1) == labels).sum())
-    seconds = sum(record["seconds"] for record in history)
-    return {"hits": hits, "count": len(validation.rows), "seconds": seconds}
+    found = {"count": len(validation.rows)}
+    for name, flip in {"correct": True, "correct_without_flip": False}.items():
+        logits, labels = training.predict(model, validation, flip=flip)
+        found[name] = int((logits.argmax(1) == labels).sum())
+    return found | {"seconds": sum(record["seconds"] for record in history)}
 
 
-def summary(runs: list[dict], flip: bool = True) -> dict:
-    """Mean accuracy of the seeds with the 95 % interval of one of them, of each seed, the seconds of one training."""
-    each = [run["hits"][flip] / run["count"] for run in runs]
-    accuracy, count = (
-        sum(each) / len(each),
-        runs[0]["count"],
-    )  # the seeds share their pictures: not twice as many
-    interval = evaluation.accuracy_interval(round(accuracy * count), count)
+def summary(runs: list[dict], key: str = "correct") -> dict:
+    """Mean accuracy of the seeds, the interval of one of them, and that of each seed.
+
+    The seeds share their images, which are not twice as many. Also: the seconds of one
+    training.
+    """
+    each, count = [run[key] / run["count"] for run in runs], runs[0]["count"]
+    mean = sum(each) / len(each)
+    interval = evaluation.wilson_interval(round(mean * count), count)
     seconds = sum(run["seconds"] for run in runs) / len(runs)
-    return {"accuracy": accuracy, "ci95": interval, "each": each, "seconds": seconds}
+    return {"accuracy": mean, "ci95": interval, "each": each, "seconds": seconds}
 
 
-def main() -> None:
-    if not (folder := real_data_folder()):
-        sys.exit(
-            "ablation: the real catalogue is needed; FASHION_REAL_DATA must name the folder with its zips"
-        )
-    work = runtime.build_root() / "experiments" / "ablation"
-    source = folder / "fashion-product-images-small.zip"
-    prepared = images.load(prepare.prepare(source, work / "prepared", sizes=[SIZE]))
+def measure(prepared: images.Prepared) -> dict[str, dict]:
+    """{variant: its summary}."""
     runs = {}
     for name, changed in WITHOUT.items():
         recipes = [replace(RECIPE, **changed, seed=seed) for seed in SEEDS]
-        runs[name] = [train(prepared, name, recipe, "small") for recipe in recipes]
-    runs[STEM] = [
-        train(prepared, STEM, replace(RECIPE, seed=seed), "imagenet") for seed in SEEDS
-    ]
+        runs[name] = [train(prepared, recipe, "small") for recipe in recipes]
+    recipes = [replace(RECIPE, seed=seed) for seed in SEEDS]
+    runs[STEM] = [train(prepared, recipe, "imagenet") for recipe in recipes]
     results = {name: summary(each) for name, each in runs.items()}
-    results[NO_FLIP] = summary(runs["the whole recipe"], flip=False)
-    rows = [
-        measuring.row(
-            name, [100 * accuracy for accuracy in found["each"]], "%", digits=2
-        )
-        for name, found in results.items()
-    ]
-    budget = {
-        "size": SIZE,
-        "pictures": PICTURES,
-        "architecture": "resnet10",
-        "seeds": SEEDS,
-        **asdict(RECIPE),
-    }
+    return results | {NO_FLIP: summary(runs[WHOLE], "correct_without_flip")}
+
+
+def main() -> None:
+    source = measuring.real_catalogue("fashion-product-images-small.zip")
+    work = runtime.build_root() / "experiments" / "ablation"
+    prepared = images.load(prepare.prepare(source, work / "prepared", sizes=[SIZE]))
+    results = measure(prepared)
+    rows = []
+    for name, found in results.items():
+        each = [100 * accuracy for accuracy in found["each"]]
+        rows.append(measuring.row(name, each, "%", digits=2))
+    budget = {"size": SIZE, "pictures": IMAGES, "architecture": "resnet10"}
+    budget |= {"seeds": SEEDS, **asdict(RECIPE)}
     measuring.save("ablation", rows, {}, budget=budget, variants=results)
 
 

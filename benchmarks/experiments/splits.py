@@ -1,8 +1,12 @@
-"""What the way of splitting does to the accuracy: python benchmarks/experiments/splits.py (20 minutes on 2 cores).
+"""What the way of splitting does to the accuracy.
 
-One network, one recipe, three splits of the real 60x80 catalogue: row by row (naive), duplicate groups together (ours),
-and products of one name together, too. Reduced budget: pictures of 30x40, 6 epochs. Every network is also scored apart
-on the test pictures that have a twin, or a namesake, in its training part. Stopped, it goes on where it was.
+    python benchmarks/experiments/splits.py    # 20 minutes on 2 cores
+
+One network, one recipe, three splits of the real 60x80 catalogue: row by row (naive),
+duplicate groups together (ours), and products of one name together, too. Reduced
+budget: images of 30x40, 6 epochs. Every network is also scored apart on the test images
+that have a near twin, or a namesake, in its training set. Stopped, it goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -16,13 +20,12 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import measuring
-from conftest import real_data_folder
 
-from fashionlib import catalogue, evaluation, images, models, runtime
+from fashionlib import catalogue, evaluation, images, models, runtime, training
 from fashionlib.data import duplicates, prepare
 
 SIZE = (40, 30)
-RECIPE = models.Recipe(
+RECIPE = training.Recipe(
     epochs=6,
     batch_size=128,
     learning_rate=3e-3,
@@ -31,98 +34,80 @@ RECIPE = models.Recipe(
     flip=True,
     crop=2,
 )
+RELATIVES = {"near twin": "near_group", "namesake": "productDisplayName"}
 
 
 def splits(index: pd.DataFrame) -> dict[str, pd.Series]:
-    """Part of each product under each rule."""
-    pairs = [
-        duplicates.equal_pairs(index[column])
-        for column in ("near_group", "productDisplayName")
-    ]
-    by_name = duplicates.groups(index["id"], np.concatenate(pairs))
-    rules = {
+    """The set of each product under each rule."""
+    pairs = [duplicates.equal_pairs(index[column]) for column in RELATIVES.values()]
+    groups = {
         "naive": index["id"],
         "grouped": index["near_group"],
-        "name-grouped": by_name,
+        "name-grouped": duplicates.groups(index["id"], np.concatenate(pairs)),
     }
-    return {
-        rule: catalogue.split(index["label"], group, seed=0)
-        for rule, group in rules.items()
-    }
+    found = {}
+    for rule, group in groups.items():
+        found[rule] = catalogue.split(index["label"], group, seed=0)
+    return found
 
 
-def share(hits: np.ndarray) -> dict:
-    """Accuracy, its 95 % interval, and the number of pictures."""
-    if not len(hits):
+def accuracy(correct: np.ndarray) -> dict:
+    """Number of images, accuracy and its interval, of bool (M,)."""
+    if not len(correct):
         return {"images": 0, "accuracy": None, "ci95": None}
-    interval = evaluation.accuracy_interval(int(hits.sum()), len(hits))
-    return {"images": len(hits), "accuracy": float(hits.mean()), "ci95": interval}
+    value, interval, count = evaluation.accuracy(correct)
+    return {"images": count, "accuracy": value, "ci95": interval}
 
 
-def measure(prepared: images.Prepared, rule: str, parts: pd.Series) -> dict:
-    """Train under one split; accuracy on its test part, with and without a relative in training."""
-    index, array = prepared.index, prepared.array(SIZE)
-    rows = {part: np.flatnonzero(parts == part) for part in catalogue.SPLITS}
-    labels = index["label"].to_numpy("int64")
-    sets = {
-        part: images.ImageSet(array, chosen, labels[chosen])
-        for part, chosen in rows.items()
-    }
+def correct_in_test(
+    prepared: images.Prepared, rule: str, rows: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Train under one split: which test images are answered correctly, bool (M,)."""
+    array, labels = prepared.array(SIZE), prepared.index["label"].to_numpy("int64")
+    sets = {}
+    for name, chosen in rows.items():
+        sets[name] = images.ImageSet(array, chosen, labels[chosen])
     runtime.seed_everything(0)  # the same first weights under every rule
     model = models.build("resnet10", stem="small")
-    checkpoint = prepared.folder.parent / f"{rule}.safetensors"
-    settings = {"split": rule, "data": prepared.checksum(SIZE)}
-    models.fit(
+    training.fit(
         model,
         sets["train"],
         sets["validation"],
         recipe=RECIPE,
-        checkpoint=checkpoint,
-        settings=settings,
+        checkpoint=prepared.folder.parent / "training",
+        settings={"split": rule, "data": prepared.checksum(SIZE)},
     )
-    logits, truth = models.predict(model, sets["test"], flip=True)
-    hits = (logits.argmax(1) == truth).numpy()
-    result = {"all": share(hits)}
-    for relative, column in (
-        ("near twin", "near_group"),
-        ("namesake", "productDisplayName"),
-    ):
-        related = (
-            index[column]
-            .iloc[rows["test"]]
-            .isin(index[column].iloc[rows["train"]])
-            .to_numpy()
-        )
-        result |= {
-            f"with {relative} in training": share(hits[related]),
-            f"without {relative}": share(hits[~related]),
-        }
+    logits, true = training.predict(model, sets["test"], flip=True)
+    return (logits.argmax(1) == true).numpy()
+
+
+def measure(prepared: images.Prepared, rule: str, split: pd.Series) -> dict:
+    """Accuracy under one split, with and without a relative in training."""
+    index = prepared.index
+    rows = {name: np.flatnonzero(split == name) for name in catalogue.SPLITS}
+    correct = correct_in_test(prepared, rule, rows)
+    result = {"all": accuracy(correct)}
+    for relative, column in RELATIVES.items():
+        train, test = (index[column].iloc[rows[name]] for name in ("train", "test"))
+        related = test.isin(train).to_numpy()
+        result[f"with {relative} in training"] = accuracy(correct[related])
+        result[f"without {relative}"] = accuracy(correct[~related])
     return result
 
 
 def main() -> None:
-    if not (folder := real_data_folder()):
-        sys.exit(
-            "splits: the real catalogue is needed; FASHION_REAL_DATA must name the folder with its zips"
-        )
+    source = measuring.real_catalogue("fashion-product-images-small.zip")
     work = runtime.build_root() / "experiments" / "splits"
-    source = folder / "fashion-product-images-small.zip"
     prepared = images.load(prepare.prepare(source, work / "prepared", sizes=[SIZE]))
     rows, results = [], {}
-    for rule, parts in splits(prepared.index).items():
-        results[rule] = measure(prepared, rule, parts)
+    for rule, split in splits(prepared.index).items():
+        results[rule] = measure(prepared, rule, split)
         for what, found in results[rule].items():
             if found["images"]:
-                spread = [round(100 * bound, 2) for bound in found["ci95"]]
                 value = round(100 * found["accuracy"], 2)
-                rows.append(
-                    {
-                        "what": f"{rule}, {what}",
-                        "value": value,
-                        "unit": "%",
-                        "spread": spread,
-                    }
-                )
+                spread = [round(100 * bound, 2) for bound in found["ci95"]]
+                row = {"what": f"{rule}, {what}", "value": value, "unit": "%"}
+                rows.append(row | {"spread": spread})
     budget = {"size": SIZE, "architecture": "resnet10", **asdict(RECIPE)}
     measuring.save("splits", rows, {}, budget=budget, rules=results)
 

@@ -42,10 +42,11 @@ from fashionlib.runtime import InputError
 VERSION = 4  # of the layout of folder and manifest
 CODE = ("catalogue", "data.sources", "data.decoding", "data.duplicates", "data.prepare")
 CHUNK = 32  # products that a worker takes at a time
+BLOCK = 16  # products that are resized together: they fit into a core's cache
 THUMBNAILS = "work/thumbnails"  # the name of an array that is not kept
 Size = int | Sequence[int]  # side of a square, or (height, width), pixels
-# a file's width, height, digest and problem (None, or what is wrong with it), its image
-# uint8 (H, W, 3) and its mask uint8 (H, W), if it has them
+# a file's width, height, digest and the reason why it cannot be read (or None); its
+# image uint8 (H, W, 3) and its mask uint8 (H, W), if it has them
 Decoded = tuple[dict, np.ndarray | None, np.ndarray | None]
 
 
@@ -209,8 +210,7 @@ def _discard(folder: Path) -> None:
 
 def _make(job: Job, settings: dict, workers: int) -> None:
     """All files, the manifest last. Nothing where a call was killed after that."""
-    manifest_path = job.folder / "manifest.json"
-    if _read_json(manifest_path).get("settings") != settings:
+    if _read_json(job.folder / "manifest.json").get("settings") != settings:
         products, members, counts = _products(job.source, settings["all_genders"])
         _begin(job, len(products), settings)
         facts, speed = _decode(job, members, workers)
@@ -222,7 +222,7 @@ def _make(job: Job, settings: dict, workers: int) -> None:
             )
         manifest = _finish(job, pd.concat([products, facts], axis=1), settings)
         manifest["counts"] = counts | manifest["counts"] | {"images_per_second": speed}
-        artifacts.write_json(manifest_path, manifest)
+        artifacts.write_json(job.folder / "manifest.json", manifest)
     shutil.rmtree(job.folder / "work", ignore_errors=True)
 
 
@@ -315,9 +315,8 @@ def _write(path: Path, first: int, rows: np.ndarray) -> None:
 
     Written, not mapped: a disk that fails is then an error, not a crash.
     """
-    start = np.load(path, mmap_mode="r").offset + first * rows[0].nbytes
     with path.open("r+b") as file:
-        file.seek(start)
+        file.seek(np.load(path, mmap_mode="r").offset + first * rows[0].nbytes)
         file.write(rows)
 
 
@@ -375,12 +374,14 @@ def _decode_chunk(job: Job, first: int, members: list) -> dict:
 
     torch.set_num_threads(1)  # the chunks are what runs in parallel
     started = time.perf_counter()
-    chunk = [_decode_one(job, *member) for member in members]
-    for name, rows in _resize(job, chunk).items():
-        _write(job.path(name), first, rows)
-    facts = [decoded[0] for decoded in chunk]
+    facts = []
+    for start in range(0, len(members), BLOCK):
+        block = [_decode_one(job, *member) for member in members[start : start + BLOCK]]
+        for name, rows in _resize(job, block).items():
+            _write(job.path(name), first + start, rows)
+        facts += [decoded[0] for decoded in block]
     note = {"seconds": time.perf_counter() - started, "facts": facts}
-    artifacts.write_json(job.note(first), note)
+    job.note(first).write_text(json.dumps(note))  # of half a note, `_read_json` is {}
     return note
 
 
@@ -400,28 +401,28 @@ def _decode_one(job: Job, file: str, mask: str | None) -> Decoded:
     except decoding.UNREADABLE as error:
         return _undecoded(error)
     digest = decoding.digest(image, (width, height))
-    facts = {"width": width, "height": height, "digest": digest, "problem": None}
+    facts = {"width": width, "height": height, "digest": digest, "reason": None}
     return facts, image, mask_pixels
 
 
 def _undecoded(error: Exception) -> Decoded:
-    problem = f"{type(error).__name__}: {error}"
-    return {"width": 0, "height": 0, "digest": "", "problem": problem}, None, None
+    reason = f"{type(error).__name__}: {error}"
+    return {"width": 0, "height": 0, "digest": "", "reason": reason}, None, None
 
 
-def _resize(job: Job, chunk: list[Decoded]) -> dict[str, np.ndarray]:
+def _resize(job: Job, block: list[Decoded]) -> dict[str, np.ndarray]:
     """Rows of every array, by its name; zeros for what cannot be read."""
     shapes = job.arrays().items()
-    rows = {name: np.zeros((len(chunk), *shape), np.uint8) for name, shape in shapes}
+    rows = {name: np.zeros((len(block), *shape), np.uint8) for name, shape in shapes}
     alike = defaultdict(list)  # images of one shape are resized together
-    for i, (facts, image, mask) in enumerate(chunk):
+    for i, (facts, image, mask) in enumerate(block):
         if image is not None:
             alike[facts["width"], facts["height"], image.shape].append(i)
         for shape in job.shapes if mask is not None else ():
             resized = decoding.resize_mask(mask, shape, job.resize_mode)
             rows[f"masks_{size_name(shape)}"][i] = resized
     for (width, height, _), places in alike.items():
-        images = np.stack([chunk[i][1] for i in places])  # (B, H, W, 3)
+        images = np.stack([block[i][1] for i in places])  # (B, H, W, 3)
         resize = partial(decoding.resize, images, original=(width, height))
         rows[THUMBNAILS][places] = resize(duplicates.THUMBNAIL)
         for shape in job.shapes:
@@ -437,19 +438,18 @@ def _finish(job: Job, products: pd.DataFrame, settings: dict) -> dict:
 
     products: with the facts of their files.
     """
-    readable = products["problem"].isna()
+    readable = products["reason"].isna()
     if not readable.any():
         raise InputError(
             f"none of the {len(products)} images of the source can be read "
-            f"({products['problem'][0]})."
+            f"({products['reason'][0]})."
         )
     for name in job.arrays():
         _keep_rows(job.path(name), np.flatnonzero(readable))
     index = products[readable].reset_index(drop=True)
     index = _group_and_split(index, job.path(THUMBNAILS), settings)
     index.to_parquet(job.folder / "index.parquet", index=False)
-    unreadable = products.loc[~readable, ["id", "problem"]]
-    unreadable.columns = ["id", "reason"]
+    unreadable = products.loc[~readable, ["id", "reason"]]
     arrays = [name for name in job.arrays() if name != THUMBNAILS]
     return {
         "settings": settings,
