@@ -144,7 +144,7 @@ class Recipe:
         whole = dict.fromkeys(("epochs", "latent_dim", "base_channels"), (1, math.inf))
         whole |= {"batch_size": (2, math.inf), "seed": (0, math.inf)}
         decays = {"beta1": (0.0, 1.0), "ema_decay": (0.0, 1.0)}
-        check_ranges(self, learning_rate=(1e-12, math.inf), **whole, **decays)
+        check_ranges(self, learning_rate=(1e-99, math.inf), **whole, **decays)
 
 
 def recipe_overrides(name: str) -> dict:

@@ -36,11 +36,11 @@ from torch.optim import lr_scheduler, swa_utils
 from fashionlib import artifacts, cpu, images, models, runtime
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet
+from fashionlib.parameters import check_ranges
 from fashionlib.runtime import InputError
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("constant", "one-cycle")
-TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
 PARTS = ("model", "optimizer", "scheduler", "scaler", "ema")  # of a checkpoint
 CODE = ("training", "models", "images", "cpu", "data.prepare")  # decides the weights
 CHECKPOINT_STEPS = 200  # steps between two checkpoints
@@ -83,26 +83,21 @@ class Recipe:
         return cls(**{field.name: parameters[field.name] for field in fields(cls)})
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            fits = isinstance(value, TYPES[field.type])
-            if not fits or (field.type != "str" and not 0 <= value < math.inf):
-                expected = f"{field.name} must be {field.type} (a number: 0 or more)"
-                raise InputError(f"{expected}; found {value!r}.")
-        divides = self.batch_size % (self.micro_batch or 1) == 0
-        positive = min(self.epochs, self.batch_size, self.learning_rate) > 0
-        below_1 = max(self.label_smoothing, self.ema_decay) < 1
-        rules = {
-            "optimizer must be adam or adamw": self.optimizer in OPTIMIZERS,
-            "schedule must be constant or one-cycle": self.schedule in SCHEDULES,
-            "epochs, batch_size and learning_rate must be above 0": positive,
-            "label_smoothing and ema_decay must be below 1": below_1,
-            "low_res_epochs must be at most epochs": self.low_res_epochs <= self.epochs,
-            "micro_batch must divide batch_size": divides,
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise InputError(f"{rule}; found {self}.")
+        for name, known in {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.items():
+            if getattr(self, name) not in known:
+                names = " or ".join(known)
+                raise InputError(
+                    f"{name} must be {names}; found {self.__dict__[name]!r}."
+                )
+        whole = dict.fromkeys(("epochs", "batch_size"), (1, math.inf))
+        whole |= dict.fromkeys(("crop", "micro_batch", "seed"), (0, math.inf))
+        whole["low_res_epochs"] = (0, self.epochs + 1)
+        fractions = dict.fromkeys(("label_smoothing", "ema_decay"), (0.0, 1.0))
+        rates = {"learning_rate": (1e-99, math.inf), "weight_decay": (0.0, math.inf)}
+        check_ranges(self, **whole, **fractions, **rates)
+        if self.batch_size % (self.micro_batch or 1):
+            found = f"{self.micro_batch} and {self.batch_size}"
+            raise InputError(f"micro_batch must divide batch_size; found {found}.")
 
 
 def fit(

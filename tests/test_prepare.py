@@ -121,11 +121,7 @@ def test_arrays_index_and_counts(tmp_path):
     assert names == [*arrays, "index.parquet", "manifest.json"]
 
 
-@pytest.mark.parametrize("block", [1, 4, 16])
-def test_every_row_is_its_own_file_whatever_lies_beside_it(
-    tmp_path, block, monkeypatch
-):
-    monkeypatch.setattr(prepare, "BLOCK", block)
+def test_every_row_is_its_own_file_whatever_lies_beside_it(tmp_path):
     sides = [(80, 60), (60, 80), (81, 60), (80, 60), None, (60, 80), (700, 500)]
     rng = np.random.default_rng(0)
     files = {}
@@ -468,15 +464,17 @@ def test_killed_before_the_last_rename_the_new_result_is_found(tmp_path, monkeyp
 
 
 def test_an_unfinished_folder_of_other_settings_is_not_gone_on_from(
-    tmp_path, twenty, monkeypatch
+    tmp_path, twenty, monkeypatch, capsys
 ):
     source, expected = twenty
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_finish", None)
         with pytest.raises(TypeError):
             prepared_from(source, tmp_path / "prepared", resize_mode="pad")
+    capsys.readouterr()
     prepared = prepared_from(source, tmp_path / "prepared", sizes=[(8, 6), 12])
     assert content(prepared.folder) == expected
+    assert "sizes, resize_mode changed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cut", [b"", b'{"sec'])

@@ -42,7 +42,6 @@ from fashionlib.runtime import InputError
 VERSION = 4  # of the layout of folder and manifest
 CODE = ("catalogue", "data.sources", "data.decoding", "data.duplicates", "data.prepare")
 CHUNK = 32  # products that a worker takes at a time
-BLOCK = 16  # products that are resized together: they fit into a core's cache
 THUMBNAILS = "work/thumbnails"  # the name of an array that is not kept
 Size = int | Sequence[int]  # side of a square, or (height, width), pixels
 # a file's width, height, digest and the reason why it cannot be read (or None); its
@@ -106,7 +105,7 @@ def prepare(
         return folder
     with _alone(folder):
         if not _finished(folder, settings):  # another process may have been faster
-            _say_what_changed(folder, settings)
+            _say_what_changed(folder / "manifest.json", settings)
             unfinished = folder.with_name(f"{folder.name}.partial")
             masks = bool(opened.members("masks", ".png"))
             job = Job(unfinished, opened, shapes, resize_mode, masks)
@@ -192,12 +191,13 @@ def _reason(error: OSError, folder: Path) -> str:
     return f"{where}: {why}; mend that"
 
 
-def _say_what_changed(folder: Path, settings: dict) -> None:
-    found = _read_json(folder / "manifest.json").get("settings")
+def _say_what_changed(path: Path, settings: dict) -> None:
+    """For a folder's manifest, or the settings that unfinished work was begun with."""
+    found = _read_json(path).get("settings")
     if found:
         keys = [key for key in settings if found.get(key) != settings[key]]
         what = ", ".join(keys) or "its content"
-        print(f"{folder.name}: {what} changed since; preparing again")
+        print(f"{path.parent}: {what} changed since; preparing again")
 
 
 def _discard(folder: Path) -> None:
@@ -289,14 +289,15 @@ def _begin(job: Job, count: int, settings: dict) -> None:
     What a killed call with the same settings left is gone on from.
     """
     begun = job.folder / "work" / "settings.json"
-    if _read_json(begun) == settings:
+    if _read_json(begun).get("settings") == settings:
         return
+    _say_what_changed(begun, settings)
     _discard(job.folder)
     job.note(0).parent.mkdir(parents=True)
     try:
         for name, shape in job.arrays().items():
             _reserve(job.path(name), (count, *shape))
-        artifacts.write_json(begun, settings)
+        artifacts.write_json(begun, {"settings": settings})
     except OSError:
         _discard(job.folder)  # gives the space back
         raise
@@ -374,12 +375,10 @@ def _decode_chunk(job: Job, first: int, members: list) -> dict:
 
     torch.set_num_threads(1)  # the chunks are what runs in parallel
     started = time.perf_counter()
-    facts = []
-    for start in range(0, len(members), BLOCK):
-        block = [_decode_one(job, *member) for member in members[start : start + BLOCK]]
-        for name, rows in _resize(job, block).items():
-            _write(job.path(name), first + start, rows)
-        facts += [decoded[0] for decoded in block]
+    chunk = [_decode_one(job, *member) for member in members]
+    for name, rows in _resize(job, chunk).items():
+        _write(job.path(name), first, rows)
+    facts = [decoded[0] for decoded in chunk]
     note = {"seconds": time.perf_counter() - started, "facts": facts}
     job.note(first).write_text(json.dumps(note))  # of half a note, `_read_json` is {}
     return note
@@ -410,19 +409,20 @@ def _undecoded(error: Exception) -> Decoded:
     return {"width": 0, "height": 0, "digest": "", "reason": reason}, None, None
 
 
-def _resize(job: Job, block: list[Decoded]) -> dict[str, np.ndarray]:
+def _resize(job: Job, chunk: list[Decoded]) -> dict[str, np.ndarray]:
     """Rows of every array, by its name; zeros for what cannot be read."""
     shapes = job.arrays().items()
-    rows = {name: np.zeros((len(block), *shape), np.uint8) for name, shape in shapes}
+    rows = {name: np.zeros((len(chunk), *shape), np.uint8) for name, shape in shapes}
     alike = defaultdict(list)  # images of one shape are resized together
-    for i, (facts, image, mask) in enumerate(block):
+    for i, (facts, image, mask) in enumerate(chunk):
         if image is not None:
             alike[facts["width"], facts["height"], image.shape].append(i)
-        for shape in job.shapes if mask is not None else ():
-            resized = decoding.resize_mask(mask, shape, job.resize_mode)
-            rows[f"masks_{size_name(shape)}"][i] = resized
+        if mask is not None:
+            for shape in job.shapes:
+                resized = decoding.resize_mask(mask, shape, job.resize_mode)
+                rows[f"masks_{size_name(shape)}"][i] = resized
     for (width, height, _), places in alike.items():
-        images = np.stack([block[i][1] for i in places])  # (B, H, W, 3)
+        images = np.stack([chunk[i][1] for i in places])  # (B, H, W, 3)
         resize = partial(decoding.resize, images, original=(width, height))
         rows[THUMBNAILS][places] = resize(duplicates.THUMBNAIL)
         for shape in job.shapes:
