@@ -150,7 +150,8 @@ def train(device: torch.device, sizes: Sizes, compiled: bool) -> Iterator[dict]:
     if not compiled:
         yield measuring.row("plain bfloat16 matrix product", [peak], "TFLOP/s")
     reached = [100 * work * rate / peak for rate in measured]
-    yield measuring.row(f"{name}: of the matrix product's rate", reached, "%")
+    label = f"{name}: fraction of the matrix product's rate"
+    yield measuring.row(label, reached, "%")
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**30
         yield measuring.row(f"{name}: memory", [memory], "GiB")

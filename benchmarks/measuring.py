@@ -72,12 +72,14 @@ def in_turn(
 def serve(epoch: Callable[[], object]) -> None:
     """Run `epoch` for each line on stdin; answer with its seconds and page faults.
 
-    The other end of `in_processes`.
+    The other end of `in_processes`. On stdout are the answers alone: progress bars go
+    to stderr.
     """
     for _ in sys.stdin:
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         started = time.perf_counter()
-        epoch()
+        with contextlib.redirect_stdout(sys.stderr):
+            epoch()
         seconds = time.perf_counter() - started
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         print(json.dumps({"seconds": seconds, "faults": faults}), flush=True)
@@ -104,7 +106,8 @@ def in_processes(commands: dict[str, list[str]], rounds: int) -> dict[str, list[
                 if not answer:
                     errors[name].seek(0)
                     said, line = errors[name].read()[-3000:], shlex.join(commands[name])
-                    sys.exit(f"{name} stopped ({line}):\n{said}")
+                    status = child.wait()  # -9: killed, as a rule for want of memory
+                    sys.exit(f"{name} stopped with status {status} ({line}):\n{said}")
                 if turn:
                     found[name].append(json.loads(answer))
         for child in children.values():

@@ -243,7 +243,7 @@ def parts_of_a_step(folder: Path, architecture: str, rate: float) -> list[dict]:
     updating = [1000 * seconds for seconds in seconds_of(optimizer.step)]
     figures = {
         f"work done by ours, {precision}": ([work], "TFLOP/s", 3),
-        "share of the rate of a plain matrix product": ([100 * work / peak], "%"),
+        "fraction of a plain matrix product's rate": ([100 * work / peak], "%"),
         "the whole": ([1000 * BATCH / rate], "ms"),
         "data": (reading, "ms"),
         "optimizer": (updating, "ms"),

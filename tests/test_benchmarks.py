@@ -123,6 +123,16 @@ def test_the_files_and_the_array_hold_the_same_images(measuring, tmp_path):
 
 
 @pytest.mark.slow
+def test_candidates_in_processes_answer_and_may_print(measuring):
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import measuring; "
+    code += "measuring.serve(lambda: print('a bar'))"
+    command = [sys.executable, "-c", code, str(FOLDER)]
+    found = measuring.in_processes({"ours": command, "peer": command}, rounds=2)
+    for name in ("ours", "peer"):
+        assert [set(answer) for answer in found[name]] == [{"seconds", "faults"}] * 2
+
+
+@pytest.mark.slow
 def test_a_candidate_that_stops_says_why(measuring):
     code = "import sys; sys.stdin.readline(); 1 / 0"
     with pytest.raises(SystemExit, match=r"(?s)ours.*ZeroDivisionError"):

@@ -506,6 +506,7 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(tmp_path):
     # it was killed before its end, or the test shows nothing
     assert not (killed / "history.json").exists()
     subprocess.run([sys.executable, JOB, killed], check=True)
+    assert len(latest(killed)) == 1, "the library was edited during this test"
     (weights, history), (expected, records) = finished(killed), finished(whole)
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())
     assert numbers(history) == numbers(records)

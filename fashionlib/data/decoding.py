@@ -51,9 +51,9 @@ def decode(
 
     smallest: (height, width), pixels. A large JPEG is scaled down to 1/2, 1/4 or 1/8 by
     the decoder (DCT scaling), as long as it stays larger than that; of a large file of
-    another kind, blocks of pixels are averaged. Greyscale, CMYK,
-    palette and 16-bit images become RGB, transparent ones are laid on white, EXIF's
-    rotation is applied. Raises one of UNREADABLE for a file that cannot be read.
+    another kind, blocks of pixels are averaged. Greyscale, CMYK, palette and 16-bit
+    images become RGB, transparent ones are laid on white, EXIF's rotation is applied.
+    Raises one of UNREADABLE for a file that cannot be read.
     Taught in: chapter 1
     """
     with _open(data) as image:
