@@ -221,9 +221,10 @@ def figure(data: bytes, words: str) -> dict:
 
 
 def test_a_page_has_the_words_of_its_figures_and_no_trace_of_the_machine():
-    cell = code_cell(
-        "plots.show(f, 'x')", outputs=[figure(png(20), 'a "map":\n of $x$')]
-    )
+    controls = {"text/plain": "VBox(...)", book.WIDGET: {"model_id": "1"}}
+    panel = {"output_type": "display_data", "data": controls, "metadata": {}}
+    outputs = [figure(png(20), 'a "map":\n of $x$'), panel]
+    cell = code_cell("plots.show(f, 'x')", outputs=outputs)
     cell["metadata"]["papermill"] = {"duration": 1}
     injected = code_cell('source = "/home/me/x.zip"', "injected-parameters")
     executed = notebook(injected, cell, {"cell_type": "markdown", "metadata": {}})
@@ -234,6 +235,7 @@ def test_a_page_has_the_words_of_its_figures_and_no_trace_of_the_machine():
         "image": {"alt": 'a "map": of $x$'}
     }
     assert "papermill" not in json.dumps(page)
+    assert "VBox" not in json.dumps(page)
     assert "widgets" not in page["metadata"]
 
 

@@ -30,6 +30,7 @@ from fashionlib import artifacts, parameters, runtime
 from fashionlib.runtime import InputError
 
 PAGES = ("index.md", "introduction.md", "glossary.md", "this_build.md")
+WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a running notebook
 LARGE = 150_000  # bytes of a picture; above, it gets a palette: pages stay light
 KEPT_RUNS = ("small-cpu", "small-224-cpu")  # of benchmarks/results
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "captum", "papermill")
@@ -99,7 +100,8 @@ def for_page(notebook: dict) -> dict:
                 words += "".join(data["text/plain"]).split()
                 data["image/png"] = lighter(data["image/png"])
         if outputs:
-            cell["outputs"] = [each for each in outputs if each.get("text", "shown")]
+            kept = [each for each in outputs if each.get("text", "shown")]
+            cell["outputs"] = [each for each in kept if WIDGET not in str(each)]
         if words:
             cell["metadata"]["mystnb"] = {"image": {"alt": " ".join(words)}}
         cells.append(cell)

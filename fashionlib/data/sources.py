@@ -245,10 +245,8 @@ def _reason(error: Exception) -> str:
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return (
-            f"Kaggle answers {status}; put a valid token (kaggle.com, Settings, API) "
-            "into ~/.kaggle/access_token"
-        )
+        place = "~/.kaggle/access_token (from kaggle.com, Settings, API)"
+        return f"Kaggle answers {status}; put a valid token into {place}"
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return "Kaggle cannot be reached; check the network"
     first_line = (str(error).splitlines() or ["no reason given"])[0]
