@@ -100,6 +100,7 @@ def known_networks(guided: dict) -> str:
     methods = guided.get("methods", {})
     told = [name for name in methods if methods[name].get("tells_networks_apart")]
     names = ", ".join(told).replace("grad_cam", "Grad-CAM").replace("_", " ") or "none"
+    names = names.replace("smoothgrad", "SmoothGrad")
     if not any("tells_networks_apart" in found for found in methods.values()):
         return texts()["not_measured"]["known_networks"]
     return f"{len(told)} of {len(methods)} methods tell the networks apart: {names}."
