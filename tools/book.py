@@ -116,14 +116,17 @@ def without_progress(text: str) -> str:
 
 
 def lighter(encoded: str) -> str:
-    """A large PNG (base64) in 256 colours, a third of its size; a film stays."""
+    """A large PNG (base64) in 256 colours, a very large one with a pixel for each of
+    the page's, too; a film stays."""
     from PIL import Image
 
     data = base64.b64decode(encoded)
     image, stream = Image.open(io.BytesIO(data)), io.BytesIO()
     if len(data) < LARGE or getattr(image, "n_frames", 1) > 1:
         return encoded
-    colours = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    scale = 2 if len(data) > 8 * LARGE else 1  # figures have two pixels for each shown
+    reduced = image.convert("RGB").reduce(scale)
+    colours = reduced.quantize(256, dither=Image.Dither.NONE)
     colours.save(stream, "PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()
 

@@ -160,9 +160,9 @@ def _along(shift: Tensor, start: Tensor, side: int) -> tuple[Tensor, Tensor, Ten
 class Trainer(dcgan.DCGANTrainer):
     """The library's trainer with the ingredients; labels: int64 (N,), of all images."""
 
-    def __init__(self, recipe: Recipe, device, precision="auto", *, labels: Tensor):
+    def __init__(self, recipe, device="auto", precision="auto", *, labels: Tensor):
         super().__init__(recipe, device, precision)
-        self.labels = labels.to(device)
+        self.labels = labels.to(self.device)
         if recipe.discriminator_lr:
             self.d_optimizer.param_groups[0]["lr"] = recipe.discriminator_lr
 
