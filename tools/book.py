@@ -124,7 +124,7 @@ def lighter(encoded: str) -> str:
     image, stream = Image.open(io.BytesIO(data)), io.BytesIO()
     if len(data) < LARGE or getattr(image, "n_frames", 1) > 1:
         return encoded
-    scale = 2 if len(data) > 8 * LARGE else 1  # figures have two pixels for each shown
+    scale = 2 if len(data) > 4 * LARGE else 1  # figures have two pixels for each shown
     reduced = image.convert("RGB").reduce(scale)
     colours = reduced.quantize(256, dither=Image.Dither.NONE)
     colours.save(stream, "PNG", optimize=True)
