@@ -81,7 +81,7 @@ class Discriminator(nn.Sequential):
 
 
 def _up(inputs: int, outputs: int, stride: int = 2, padding: int = 1) -> list:
-    """Twice the side; BatchNorm adds a bias, so that the convolution needs none."""
+    """Twice the side (of z: 4x4); BatchNorm's bias makes one of its own needless."""
     convolution = nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=False)
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
@@ -93,7 +93,7 @@ def _down(inputs: int, outputs: int) -> list:
 
 
 def _initialize(layer: nn.Module) -> None:
-    """Weights around 0, BatchNorm's scales around 1: around 0 they would end maps."""
+    """Weights around 0, BatchNorm's scales around 1: around 0 they would erase maps."""
     if hasattr(layer, "weight"):
         mean = 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0
         nn.init.normal_(layer.weight, mean, 0.02)
@@ -135,7 +135,7 @@ class Recipe:
     learning_rate: float = 2e-4  # of Adam, for both networks
     beta1: float = 0.5  # decay of Adam's first moment
     latent_dim: int = 100  # random numbers that an image is made from
-    base_channels: int = 64  # channels of the widest maps
+    base_channels: int = 64  # channels of the 32x32 maps; smaller maps have more
     flip: bool = True  # mirror half of the images
     ema_decay: float = 0.0  # of the average of the generator's weights, a step; 0: none
     seed: int = 0  # of the first weights, the order of the images and the noise
@@ -318,7 +318,7 @@ def fit(
 
 
 def _run(training: DCGANTrainer, pixels: Tensor, path: Path | None) -> None:
-    """Take the epochs that are left and keep images of 16, of early ones more often."""
+    """Train the epochs left; keep images of 16 of them, more often of early ones."""
     recipe, log = training.recipe, training.log
     shown = {math.ceil(recipe.epochs * (i / 16) ** 1.5) for i in range(1, 17)}
     z = noise(64, recipe.latent_dim, seed=recipe.seed)  # the same at every look

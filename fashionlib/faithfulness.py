@@ -7,8 +7,8 @@
     mass, area = faithfulness.mass_share(maps, masks, faithfulness.FACE)
     ratio = faithfulness.density_ratio(mass, area)                    # an Estimate
 
-Maps are magnitudes, float (B, H, W), and so are masks. No figure stands alone: each has
-a control, a floor or an interval beside it.
+Maps are magnitudes, float (B, H, W); masks have the same shape, bool or uint8. No
+figure stands alone: each has a control, a floor or an interval beside it.
 """
 
 import contextlib

@@ -198,10 +198,11 @@ def batches(
 
     dtype: of the pixels, float32 if None. epoch: None keeps the order and changes
     nothing; a number shuffles, and then `flip` mirrors half of the images and `crop`
-    shifts each by up to that many pixels (edges repeated). What happens to a sample
-    depends only on (seed, epoch, sample): the same in one process and in many.
+    takes each from a window moved by up to that many pixels, edges repeated (as
+    torchvision's RandomCrop with padding). What happens to a sample depends only on
+    (seed, epoch, sample): the same in one process and in many.
     first_batch: where to begin. rank, world_size: this process's images of each batch,
-    at least one. After `to_device` all of it happens there.
+    at least one. Of a set that was moved by `to_device` they are gathered there.
     Taught in: chapter 2
     """
     device, count = torch.device(device), len(data.rows)
@@ -225,7 +226,7 @@ def batches(
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """One seed from two numbers: an epoch's chance depends on both and nothing else.
+    """One seed from two numbers, such as a seed and the number of an epoch or step.
 
     Taught in: chapter 2
     """
@@ -233,10 +234,10 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def _gather(images: np.ndarray, rows, shifts, mirrored) -> torch.Tensor:
-    """Copy rows of (N, H, W, 3), each shifted by (down, right), then mirrored.
+    """Copy rows of (N, H, W, 3), each seen through a window moved (down, right).
 
-    Beyond an edge the edge is repeated. Mirrored images are shifted the other way, so
-    that `right` means the same in what the network sees.
+    Beyond an edge the edge is repeated. A mirrored image's window moves to the left
+    instead, so that `right` means the same in what the network sees.
     """
     import cv2
 

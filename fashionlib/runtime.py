@@ -164,9 +164,12 @@ def join_processes(device: torch.device) -> None:
 
     Taught in: chapter 2
     """
+    import torch
     from torch import distributed
 
     if rank_and_world_size()[1] > 1 and not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # else a barrier takes the first GPU
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 

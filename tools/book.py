@@ -31,7 +31,7 @@ from fashionlib.runtime import InputError
 
 PAGES = ("index.md", "introduction.md", "glossary.md", "this_build.md")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a running notebook
-LARGE = 150_000  # bytes of a picture; above, it gets a palette: pages stay light
+LARGE = 150_000  # bytes of an image; above, it gets a palette: pages stay light
 KEPT_RUNS = ("small-cpu", "small-224-cpu")  # of benchmarks/results
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "captum", "papermill")
 
