@@ -292,7 +292,9 @@ def test_a_finished_folder_is_returned_at_once_and_replaced_by_other_settings(
     assert state(workers=2) == first  # does not change the result
     assert "preparing again" not in capsys.readouterr().out
     assert sorted(state(sizes=[8, 9]))[:2] == ["images_8x8.npy", "images_9x9.npy"]
-    assert "prepared: sizes changed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "prepared: sizes changed" in said
+    assert str(tmp_path) not in said  # a page shows it: no folder of this machine
     assert state(resize_mode="pad") != first
     monkeypatch.setattr(prepare.artifacts, "code_digest", lambda *modules: "other")
     capsys.readouterr()
@@ -474,7 +476,9 @@ def test_an_unfinished_folder_of_other_settings_is_not_gone_on_from(
     capsys.readouterr()
     prepared = prepared_from(source, tmp_path / "prepared", sizes=[(8, 6), 12])
     assert content(prepared.folder) == expected
-    assert "sizes, resize_mode changed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "prepared.partial: sizes, resize_mode changed" in said
+    assert str(tmp_path) not in said
 
 
 @pytest.mark.parametrize("cut", [b"", b'{"sec'])

@@ -105,7 +105,7 @@ def prepare(
         return folder
     with _alone(folder):
         if not _finished(folder, settings):  # another process may have been faster
-            _say_what_changed(folder / "manifest.json", settings)
+            _say_what_changed(folder, _read_json(folder / "manifest.json"), settings)
             unfinished = folder.with_name(f"{folder.name}.partial")
             masks = bool(opened.members("masks", ".png"))
             job = Job(unfinished, opened, shapes, resize_mode, masks)
@@ -191,13 +191,13 @@ def _reason(error: OSError, folder: Path) -> str:
     return f"{where}: {why}; mend that"
 
 
-def _say_what_changed(path: Path, settings: dict) -> None:
-    """For a folder's manifest, or the settings that unfinished work was begun with."""
-    found = _read_json(path).get("settings")
+def _say_what_changed(folder: Path, noted: dict, settings: dict) -> None:
+    """`noted`: its manifest, or the note that unfinished work was begun with."""
+    found = noted.get("settings")
     if found:
         keys = [key for key in settings if found.get(key) != settings[key]]
         what = ", ".join(keys) or "its content"
-        print(f"{path.parent}: {what} changed since; preparing again")
+        print(f"{folder.name}: {what} changed since; preparing again")
 
 
 def _discard(folder: Path) -> None:
@@ -289,9 +289,10 @@ def _begin(job: Job, count: int, settings: dict) -> None:
     What a killed call with the same settings left is gone on from.
     """
     begun = job.folder / "work" / "settings.json"
-    if _read_json(begun).get("settings") == settings:
+    noted = _read_json(begun)
+    if noted.get("settings") == settings:
         return
-    _say_what_changed(begun, settings)
+    _say_what_changed(job.folder, noted, settings)
     _discard(job.folder)
     job.note(0).parent.mkdir(parents=True)
     try:
