@@ -86,7 +86,7 @@ def publish(run: str, chapter: str, results: dict, *, extend: bool = False) -> N
 
     path = folder(run) / "metrics.json"
     with FileLock(f"{path}.lock"):
-        metrics = json.loads(path.read_text()) if path.exists() else {}
+        metrics = read_json(path)
         before = metrics.get(chapter, {}) if extend else {}
         write_json(path, metrics | {chapter: before | _plain(results)})
 
@@ -113,7 +113,7 @@ def read_metrics(run: str, *names: str) -> dict:
     Taught in: chapter 2
     """
     path = runtime.build_root() / run / "artifacts" / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.exists() else {}
+    metrics = read_json(path)
     for name in names:
         if name not in metrics:
             what = f"the entry {name!r} in metrics.json"
@@ -133,7 +133,24 @@ def measured(name: str) -> dict:
             f"{path.name} is missing in benchmarks/results: make bench or make "
             "experiments writes it."
         )
-    return json.loads(path.read_text())
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote; empty where nothing was written yet.
+
+    Raises InputError for a damaged or foreign file.
+    Taught in: chapter 2
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}, not an object")
+    except FileNotFoundError:
+        return {}
+    except (OSError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

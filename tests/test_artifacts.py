@@ -82,6 +82,17 @@ def test_numbers_that_are_none_are_refused(value):
     assert not list(artifacts.folder("sample").glob("*.tmp"))
 
 
+@pytest.mark.parametrize("content", [b"", b'{"data": {', b"[]", b"null", b"\xff"])
+def test_damaged_metrics_are_refused_and_stay_as_they_are(content):
+    path = artifacts.folder("sample") / "metrics.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.json is damaged"):
+        artifacts.read_metrics("sample")
+    with pytest.raises(InputError, match=r"metrics\.json is damaged"):
+        artifacts.publish("sample", "data", {"count": 1})
+    assert path.read_bytes() == content
+
+
 def test_an_estimate_becomes_a_value_and_its_interval():
     estimate = evaluation.Estimate(0.5, [0.25, 0.75], 9)
     results = {"share": estimate, "methods": {"gradient": {"auc": estimate}}}

@@ -315,6 +315,10 @@ def test_the_manifest_is_what_makes_a_folder_finished(tmp_path):
         images.load(prepared.folder)
     again = prepared_from(tmp_path / "catalogue", prepared.folder)
     assert again.checksum((8, 6)) == prepared.checksum((8, 6))
+    for damaged in (b"", b"[]", b"\xff", newest.read_bytes()[:-9]):
+        newest.write_bytes(damaged)
+        again = prepared_from(tmp_path / "catalogue", prepared.folder)
+        assert again.checksum((8, 6)) == prepared.checksum((8, 6))
 
 
 @pytest.mark.parametrize("name", ["images_9x9.npy", "index.parquet"])

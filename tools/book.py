@@ -191,7 +191,7 @@ def this_build(profile: str, chapters: dict[str, dict]) -> dict[str, str]:
                 value = Path(value).name  # no folder of this machine
             settings.append([chapter, f"`{name}`", escape(value)])
     manifest = artifacts.require(profile, "prepared") / "manifest.json"
-    data = json.loads(manifest.read_text())["settings"]
+    data = artifacts.read_json(manifest)["settings"]
     network = run["classifier"]
     facts = {
         "profile": profile,

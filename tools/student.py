@@ -87,7 +87,7 @@ def write(folder: Path, sources: Iterable[Path]) -> None:
 def refuse_changed(folder: Path, texts: dict[str, str]) -> None:
     """Raise InputError where a notebook is neither as it was written nor as it will."""
     record = folder / "solutions.json"
-    written = json.loads(record.read_text())["written"] if record.exists() else {}
+    written = artifacts.read_json(record).get("written", {})
     for name, text in texts.items():
         path = folder / "notebooks" / name
         if not path.exists() or path.read_text() == text:

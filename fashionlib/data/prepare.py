@@ -139,8 +139,8 @@ def _is_shape(pair: object) -> bool:
 
 def _read_json(path: Path) -> dict:
     """A JSON file of ours; empty where there is none or a damaged one."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text())
+    with contextlib.suppress(InputError):
+        return artifacts.read_json(path)
     return {}
 
 
@@ -153,7 +153,7 @@ def _finished(folder: Path, settings: dict) -> bool:
         count = len(pd.read_parquet(folder / "index.parquet", columns=["id"]))
         names = manifest["checksums"]
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names]
-    except (OSError, ValueError):  # a file that is too short is a ValueError
+    except (OSError, ValueError, KeyError):  # too short a file: ValueError
         return False
     return all(len(array) == count for array in arrays)
 
