@@ -7,8 +7,7 @@
 
 Images are uint8 arrays (N, 64, 64, 3) outside and float32 tensors (N, 3, 64, 64) in
 [-1, 1] inside. `fashionlib.gan_metrics` measures how good they are.
-Measured on 2 CPU cores in bfloat16: 216 training images a second with the paper's 64
-channels and batches of 128 (`benchmarks/results/small-cpu.json`).
+Measured against PyTorch's example: `benchmarks/results/gan.json`.
 """
 
 from __future__ import annotations

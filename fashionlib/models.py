@@ -8,8 +8,7 @@
     models.classify(model, settings, "photo.jpg")
 
 Training is in `fashionlib.training`. Measured on Kaggle's catalogue at 80x60 pixels:
-ResNet10 with the small stem, from scratch, 95.4 % of the test images
-(`benchmarks/results/small-cpu.json`).
+`benchmarks/results/small-cpu.json`.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def check(chapter: str, values: dict[str, Any], where: str = "") -> None:
         if name in values:
             try:
                 values[name] = _converted(values[name], default)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):  # infinity is no int
                 raise InputError(
                     f"{where or chapter}: {name} must be of type "
                     f"{type(default).__name__} like {default!r}, "

@@ -20,9 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if (
-    TYPE_CHECKING
-):  # torch takes seconds to import: only the functions that need it do so
+if TYPE_CHECKING:  # torch takes seconds: the functions that need it import it
     import torch
 
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")

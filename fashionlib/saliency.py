@@ -9,9 +9,8 @@ Works with any network that calls ReLU or ReLU6, as a module or as a function, i
 or not, without changing it. In all methods pixels are float (B, 3, H, W), normalized as
 `images.normalize` does, and targets int64 (B,): the class of each image whose logit is
 explained. The model is evaluated in `eval()` and left as it was. What is "absent" is
-white, the background of this catalogue. On two CPU cores guided maps of a ResNet18 with
-folded BatchNorm (`cpu.fuse_batchnorm`) take about 0.7 of Captum's time, and equal its
-maps up to rounding (`benchmarks/results/saliency.json`).
+white, the background of this catalogue. Guided maps equal Captum's up to rounding;
+measured against it, with `cpu.fuse_batchnorm`: `benchmarks/results/saliency.json`.
 """
 
 import contextlib

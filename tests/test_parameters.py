@@ -1,6 +1,7 @@
 """Parameters of chapters: profiles against notebooks, types, what is converted."""
 
 import json
+import math
 
 import pytest
 
@@ -76,7 +77,16 @@ def test_what_is_without_doubt_is_converted_in_place(project):
 
 
 @pytest.mark.parametrize(
-    "values", [{"run": 20261126}, {"sizes": "[64]"}, {"epochs": None}, {"flip": "no"}]
+    "values",
+    [
+        {"run": 20261126},
+        {"sizes": "[64]"},
+        {"epochs": None},
+        {"flip": "no"},
+        {"epochs": math.inf},
+        {"epochs": math.nan},
+        {"rate": 10**400},
+    ],
 )
 def test_other_types_are_refused(project, values):
     with pytest.raises(InputError, match=next(iter(values))):

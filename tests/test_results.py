@@ -3,6 +3,7 @@
 Numbers are compared, not bytes: the text around them is for its readers.
 """
 
+import ast
 import json
 import re
 
@@ -50,6 +51,15 @@ def numbers(text: str) -> list[str]:
 def between(page: str, name: str) -> str:
     """What a page holds between its two markers of this name."""
     return (ROOT / page).read_text().split(f"<!-- {name} -->\n")[1]
+
+
+def test_docstrings_name_the_results_and_quote_no_figure_of_them():
+    """A figure in a docstring stays when the result is measured again."""
+    for path in (ROOT / "fashionlib").rglob("*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if "benchmarks/results/" in docstring:
+            quoted = r"\d (times|%|of)|images/s|a second"
+            assert not re.search(quoted, docstring), path
 
 
 @pytest.mark.parametrize("profile", ["small", "small-224"])

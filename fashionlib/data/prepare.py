@@ -12,9 +12,9 @@ Every file is decoded once, by all cores, into every size that is asked for:
 
 The work lies in `<folder>.partial` until one rename at the end. A chunk of products is
 done when its note exists: killed at any moment, the next call goes on from the notes
-and ends with the same bytes. Measured: 525 images/s of 1080x1440 pixels into 224 and 64
-on 2 cores, 15 times the usual loop (benchmarks/results/prepare.json). joblib's Dask
-backend takes the same call to a cluster whose workers see the same files.
+and ends with the same bytes. joblib's Dask backend takes the same call to a cluster
+whose workers see the same files.
+Measured against the usual loop: `benchmarks/results/prepare.json`.
 """
 
 from __future__ import annotations
