@@ -29,13 +29,13 @@ The lessons, one idea a module:
 | `images` | prepared arrays; batches on a device |
 | `models` | networks by name, their first weights, features, linear probe |
 | `training` | `Recipe`, `fit`, `predict`: one CPU, one GPU, several |
-| `evaluation` | accuracy with its interval, kinds of error, calibration, baselines |
-| `saliency` | guided backpropagation, six methods beside it, class averages |
-| `faithfulness` | whether to believe a map: randomization, deletion, faces |
+| `evaluation` | accuracy with its interval, kinds of error, calibration |
+| `saliency` | guided backpropagation, gradient, Grad-CAM, class averages |
+| `faithfulness` | whether to believe a map: randomization, deletion, shares |
 | `dcgan` | the two networks, their losses, `fit`, sampling |
 | `gan_metrics` | how good generated images are |
 | `claims` | the study's nine claims: from metrics to verdicts |
-| `plots`, `alt_texts` | every figure, and what it shows in words |
+| `plots`, `alt_texts` | figures in one style, and what they show in words |
 | `cpu` | what makes a CPU fast |
 
 What builds and checks the course lies in `tools`, which no chapter imports.

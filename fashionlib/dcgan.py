@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fashionlib import artifacts, cpu, gan_metrics, images, runtime
+from fashionlib.models import evaluating
 from fashionlib.parameters import check_ranges
 from fashionlib.runtime import InputError
 
@@ -313,7 +314,11 @@ def fit(
         if path.exists():
             training.load_state_dict(artifacts.load_checkpoint(path))
     _run(training, pixels.to(training.device), path)
-    return _result(training)
+    networks = training.ema.module.eval(), training.discriminator.eval()
+    speed = len(training.log["history"]) * recipe.batch_size / training.log["seconds"]
+    log = training.log | {"images_per_second": speed}
+    log["snapshots"] = {epoch: x.numpy() for epoch, x in log["snapshots"].items()}
+    return Result(*networks, **log)
 
 
 def _run(training: DCGANTrainer, pixels: Tensor, path: Path | None) -> None:
@@ -335,14 +340,6 @@ def _run(training: DCGANTrainer, pixels: Tensor, path: Path | None) -> None:
             artifacts.save_checkpoint(path, training.state_dict())
 
 
-def _result(training: DCGANTrainer) -> Result:
-    history, snapshots, diversity, seconds = training.log.values()
-    snapshots = {epoch: pixels.numpy() for epoch, pixels in snapshots.items()}
-    networks = training.ema.module.eval(), training.discriminator.eval()
-    speed = len(history) * training.recipe.batch_size / seconds
-    return Result(*networks, history, snapshots, diversity, seconds, speed)
-
-
 # --- use ------------------------------------------------------------------------------
 
 
@@ -362,43 +359,15 @@ def sample(generator: nn.Module, z: Tensor, *, batch_size: int = 256) -> np.ndar
     put back afterwards.
     Taught in: chapter 5
     """
-    device, training = next(generator.parameters()).device, generator.training
-    generator.eval()
-    try:
+    device = next(generator.parameters()).device
+    with evaluating(generator):
         parts = [generator(part.to(device)) for part in z.split(batch_size)]
-    finally:
-        generator.train(training)
     pixels = torch.cat(parts).add(1).mul(127.5).round().byte()
     return pixels.permute(0, 2, 3, 1).cpu().contiguous().numpy()
 
 
-def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Noise (steps, latent_dim) from `start` to `end` (latent_dim,) at equal angles.
-
-    Not on the straight line: normal points lie near a sphere. White 2016,
-    https://arxiv.org/abs/1609.04468
-    Raises InputError for equal or opposite directions, and for zero, which has none.
-    Taught in: chapter 5
-    """
-    cosine = F.cosine_similarity(start, end, dim=0)
-    angle = torch.arccos(cosine.clamp(-1, 1))
-    if not torch.sin(angle) > 1e-3 or not start.any() or not end.any():
-        raise InputError(f"expected two directions; found a cosine of {cosine:.3f}.")
-    t = torch.linspace(0, 1, steps)[:, None]
-    mixed = torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end
-    return mixed / torch.sin(angle)
-
-
-def save(path: Path, result: Result, recipe: Recipe) -> None:
-    """Write a training's generator to `dcgan_<class>.safetensors`, with its recipe.
-
-    Taught in: chapter 5
-    """
-    artifacts.save_weights(path, result.generator, asdict(recipe))
-
-
 def load(path: Path, device: torch.device | str = "auto") -> tuple[Generator, dict]:
-    """A generator that `save` wrote, in `eval()`, and its recipe as a dictionary.
+    """A generator that chapter 5 saved, in `eval()`, and its recipe as a dictionary.
 
     Raises InputError for a damaged file.
     Taught in: chapter 5

@@ -3,7 +3,6 @@
     scores = faithfulness.similarity(maps, others, foreground)        # one per image
     with faithfulness.randomize_weights(model) as network: ...        # nothing learned
     curves = faithfulness.deletion_insertion(model, pixels, targets, maps)
-    masks = faithfulness.find_faces(photographs, pixels)              # face and rest
     mass, area = faithfulness.mass_share(maps, masks, faithfulness.FACE)
     ratio = faithfulness.density_ratio(mass, area)                    # an Estimate
 
@@ -17,17 +16,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fashionlib.evaluation import Estimate
 from fashionlib.images import blur, white
+from fashionlib.models import evaluating
 from fashionlib.runtime import InputError
-from fashionlib.saliency import evaluating, foreground
 
 FACE, REST = 1, 3  # the values of the synthetic catalogue's masks; 0 is the background
-# two detectors of OpenCV
-CASCADES = ("haarcascade_frontalface_default.xml", "haarcascade_frontalface_alt2.xml")
-SMALLEST = 112  # side of an image, pixels, from which on faces can be found
 
 
 # --- does it depend on what has been learned? -----------------------------------------
@@ -52,24 +47,6 @@ def _ranks(values: Tensor) -> Tensor:
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     counts = counts.cpu().double()
     return (counts.cumsum(0) - (counts - 1) / 2)[inverse.cpu()]
-
-
-def structural_similarity(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """SSIM of two maps, each scaled to its own 99th percentile, by torchmetrics.
-
-    a, b: (B, H, W). Returns the mean over the pixels of `mask` (bool), float32 (B,), or
-    NaN where the mask is empty. Wang et al. 2004 (doi 10.1109/TIP.2003.819861).
-    Taught in: chapter 3, appendix
-    """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    scaled = []
-    for maps in (a.float(), b.float()):
-        top = maps.flatten(1).quantile(0.99, dim=1)[:, None, None]
-        scaled.append((maps / top.clamp_min(1e-30)).clamp(0, 1)[:, None])
-    options = {"data_range": 1.0, "reduction": "none", "return_full_image": True}
-    _, values = structural_similarity_index_measure(*scaled, **options)
-    return ((values[:, 0] * mask).sum((1, 2)) / mask.sum((1, 2))).cpu()
 
 
 def stages(model: nn.Module) -> list[str]:
@@ -196,77 +173,3 @@ def density_ratio(mass: Tensor, area: Tensor, *, seed: int = 0) -> Estimate:
     if not np.isfinite([low, high]).all():
         raise InputError("found all saliency on the part: its ratio has no interval.")
     return Estimate(float(ratios[0]), [low, high], count)
-
-
-def outline_masks(inside: Tensor, width: int) -> Tensor:
-    """A foreground's outline as a band: 1 within `width` pixels of it, 3 further in.
-
-    inside: bool (B, H, W). Returns uint8 (B, H, W), 0 elsewhere. A foreground that the
-    edge of the image cuts has no outline there.
-    Taught in: chapter 3
-    """
-    mask, side = inside.float(), 2 * width + 1
-    grown = F.max_pool2d(mask, side, stride=1, padding=width) > 0
-    shrunk = -F.max_pool2d(-mask, side, stride=1, padding=width) > 0
-    return grown.to(torch.uint8) + 2 * shrunk.to(torch.uint8)
-
-
-# --- where is the face? ---------------------------------------------------------------
-
-
-def find_faces(images: np.ndarray, pixels: Tensor, cascade=CASCADES[0]) -> Tensor:
-    """Masks for photographs that have none: 0 background, 1 face box, 3 the rest.
-
-    images: uint8 (B, H, W, 3); pixels: the same, normalized. Returns uint8 (B, H, W) on
-    the CPU. By OpenCV (Viola and Jones 2001), on images enlarged to 448 pixels. Raises
-    InputError below 112 pixels, where faces are too small.
-    Taught in: chapter 4
-    """
-    import cv2
-
-    side = min(images.shape[1:3])
-    if side < SMALLEST:
-        raise InputError(f"finding faces needs {SMALLEST} pixels a side; found {side}.")
-    scale = 448 / side
-    detector = cv2.CascadeClassifier(cv2.data.haarcascades + cascade)
-    masks = foreground(pixels).cpu().to(torch.uint8) * REST
-    for mask, image in zip(masks, images, strict=True):
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        large = cv2.resize(grey, None, fx=scale, fy=scale)
-        for box in detector.detectMultiScale(large, scaleFactor=1.1, minNeighbors=5):
-            x, y, width, height = (round(float(edge) / scale) for edge in box)
-            window = mask[y : y + height, x : x + width]
-            window[window > 0] = FACE
-    return masks
-
-
-def face_boxes(masks: Tensor) -> Tensor:
-    """The upright box around all of FACE in each mask: bool (B, H, W), else empty.
-
-    Taught in: chapter 4
-    """
-    boxes = torch.zeros_like(masks, dtype=torch.bool)
-    for mask, box in zip(masks, boxes, strict=True):
-        rows, columns = torch.where(mask == FACE)
-        if len(rows):
-            box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
-    return boxes
-
-
-def box_elsewhere(face: Tensor, inside: Tensor) -> Tensor:
-    """A box as large as the face's, beside it, on as much of the foreground as can be.
-
-    face: boxes as of `face_boxes`, bool (B, H, W); inside: the foreground. Of equally
-    good places the topmost; bool (B, H, W), empty where there is no face.
-    Taught in: chapter 4
-    """
-    places = torch.zeros_like(face)
-    for box, figure, place in zip(face, inside, places, strict=True):
-        height, width = int(box.any(1).sum()), int(box.any(0).sum())
-        if height:
-            # a pixel of the face costs more than all others can give
-            worth = figure.float() - height * width * box.float()
-            mean = F.avg_pool2d(worth[None], (height, width), stride=1)[0]
-            top, left = divmod(int(mean.argmax()), mean.shape[1])
-            place[top : top + height, left : left + width] = True
-    return places

@@ -1,4 +1,4 @@
-"""How good are generated images: distances between features, copies, diversity.
+"""How good are generated images: distances between features, and diversity.
 
     def embed(pixels):  # features of the course's own classifier
         return models.extract_features(model, images.from_array(pixels), size=64)[0]
@@ -6,8 +6,8 @@
     gan_metrics.scores(embed, real, {"generated": generated, "floor": other_real_ones})
 
 Images are uint8 arrays (N, H, W, 3), features float32 tensors (N, D). A distance means
-something only beside its floor (real against real) and a trivial baseline
-(`mean_and_noise`), and only at equal numbers of images.
+something only beside its floor (real against real) and a trivial baseline, and only at
+equal numbers of images.
 """
 
 from __future__ import annotations
@@ -106,33 +106,6 @@ def kernel_distance(real: Tensor, generated: Tensor) -> float:
     kernel.fill_diagonal_(0)  # no image with itself
     within = kernel[:count, :count].sum() + kernel[count:, count:].sum()
     return float(within / (count * (count - 1)) - 2 * across)
-
-
-def mean_and_noise(real: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
-    """The trivial baseline: the mean image plus noise with each pixel's own deviation.
-
-    real: uint8 (N, H, W, 3). Returns uint8 (count, H, W, 3).
-    Taught in: chapter 5
-    """
-    noise = np.random.default_rng(seed).standard_normal((count, *real.shape[1:]))
-    pixels = real.mean(0) + real.std(0) * noise
-    return pixels.round().clip(0, 255).astype(np.uint8)
-
-
-def nearest_neighbours(images: np.ndarray, real: np.ndarray) -> tuple:
-    """For each of `images` the nearest of `real`: indices (N,) and distances (N,).
-
-    The distance is the root mean square difference: in gray levels between images uint8
-    (N, H, W, 3), or between features (N, D).
-    Taught in: chapter 5
-    """
-    wanted = torch.from_numpy(images).flatten(1).float()
-    distances = []
-    for batch in torch.from_numpy(real).split(1024):  # 50 MB of 64x64 images in float32
-        distances.append(torch.cdist(wanted, batch.flatten(1).float()))
-    index = torch.cat(distances, dim=1).argmin(1).numpy()
-    nearest = torch.from_numpy(real[index]).flatten(1).float()
-    return index, (wanted - nearest).square().mean(1).sqrt().numpy()  # cdist rounds
 
 
 def diversity(images: np.ndarray) -> float:

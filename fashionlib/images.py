@@ -86,10 +86,8 @@ class Prepared:
             )
         with contextlib.suppress(OSError, ValueError):  # too short a file: ValueError
             array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-            if (
-                len(array) == len(self.index)
-                and _manifest(self.folder) == self.manifest
-            ):
+            unchanged = _manifest(self.folder) == self.manifest
+            if unchanged and len(array) == len(self.index):
                 return array
         raise InputError(
             f"{name}.npy in {self.folder} is damaged or newer than what was loaded: "

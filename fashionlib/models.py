@@ -13,7 +13,9 @@ Training is in `fashionlib.training`. Measured on Kaggle's catalogue at 80x60 pi
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,6 @@ from fashionlib import artifacts, images, runtime
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet
 from fashionlib.runtime import InputError
-from fashionlib.saliency import evaluating
 
 # --- build ----------------------------------------------------------------------------
 
@@ -85,13 +86,11 @@ def _first_weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
 
     if weights == "imagenet":
         what = f"ImageNet weights of {architecture}"
-        published = (
-            {} if architecture == "resnet10" else get_model_weights(architecture)
-        )
-        for version in published:
-            if version.name == "IMAGENET1K_V1":
-                return download(version.url, what)
-        raise InputError(f"torchvision has no {what}: choose weights = 'none'.")
+        try:
+            version = get_model_weights(architecture)["IMAGENET1K_V1"]
+        except (KeyError, ValueError):  # ValueError: resnet10
+            raise InputError(f"there are no {what}: use weights = none.") from None
+        return download(version.url, what)
     path = Path(weights).expanduser()
     try:
         if path.suffix == ".safetensors":
@@ -228,6 +227,20 @@ def set_head_to_probe(model: nn.Module, data: ImageSet, **options) -> None:
 
 
 # --- use ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in `eval()`; afterwards every module is in the mode that it was in.
+
+    Taught in: chapter 3
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def load(folder: Path, device: torch.device | str = "auto") -> tuple[nn.Module, dict]:

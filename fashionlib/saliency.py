@@ -8,9 +8,9 @@
 Works with any network that calls ReLU or ReLU6, as a module or as a function, in place
 or not, without changing it. In all methods pixels are float (B, 3, H, W), normalized as
 `images.normalize` does, and targets int64 (B,): the class of each image whose logit is
-explained. The model is evaluated in `eval()` and left as it was. What is "absent" is
-white, the background of this catalogue. Guided maps equal Captum's up to rounding;
-measured against it, with `cpu.fuse_batchnorm`: `benchmarks/results/saliency.json`.
+explained. The model is evaluated in `eval()` and left as it was. Guided maps equal
+Captum's up to rounding; measured against it, with `cpu.fuse_batchnorm`:
+`benchmarks/results/saliency.json`.
 """
 
 import contextlib
@@ -25,11 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fashionlib.images import NEAR_WHITE, STD, denormalize, white
+from fashionlib.images import NEAR_WHITE, STD, denormalize
+from fashionlib.models import evaluating
 from fashionlib.runtime import InputError
-
-STEPS = 16  # points on the way of integrated gradients; noisy copies of SmoothGrad
-
 
 # --- guided backpropagation -----------------------------------------------------------
 
@@ -135,20 +133,6 @@ def gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
         return torch.autograd.grad(score, leaf)[0]
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in `eval()`; afterwards every module is in the mode that it was in.
-
-    Taught in: chapter 3
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield model.eval()
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 # --- other methods --------------------------------------------------------------------
 
 
@@ -169,68 +153,7 @@ def grad_cam(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
     return F.interpolate(maps.detach().relu(), pixels.shape[2:], mode="bilinear")
 
 
-def integrated_gradients(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
-    """Mean gradient on the straight way from white, times the way, by Captum.
-
-    Returns (B, 3, H, W); a map adds up to the image's logit minus a white image's.
-    Sundararajan et al. 2017 (arXiv 1703.01365).
-    Taught in: chapter 3, appendix
-    """
-    from captum.attr import IntegratedGradients
-
-    options = {"n_steps": STEPS, "internal_batch_size": 2 * len(pixels)}
-    with evaluating(model), torch.no_grad():
-        method = IntegratedGradients(model)
-        return method.attribute(pixels, white(pixels), targets, **options).to(pixels)
-
-
-def smooth_grad(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
-    """Mean gradient of 16 copies with noise of 15 % of each image's own range.
-
-    Returns (B, 3, H, W). Smilkov et al. 2017 (arXiv 1706.03825).
-    Taught in: chapter 3, appendix
-    """
-    rng = torch.Generator().manual_seed(0)
-    # one draw for all images, so that a map depends on nothing else in its batch
-    noise = 0.15 * torch.randn(STEPS, *pixels.shape[1:], generator=rng).to(pixels)
-    span = pixels.amax((1, 2, 3), keepdim=True) - pixels.amin((1, 2, 3), keepdim=True)
-    return sum(gradient(model, pixels + span * each, targets) for each in noise) / STEPS
-
-
-def guided_grad_cam(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
-    """Guided backpropagation times Grad-CAM: (B, 3, H, W).
-
-    Selvaraju et al. 2017 (arXiv 1610.02391).
-    Taught in: chapter 3, appendix
-    """
-    return guided_backprop(model, pixels, targets) * grad_cam(model, pixels, targets)
-
-
-def occlusion(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
-    """How far the logit falls where a white patch lies, by Captum: (B, 3, H, W).
-
-    The patch is a quarter of the side and moves by half its own, in about 50 forward
-    passes; images of at least 8 pixels. Zeiler and Fergus 2014 (arXiv 1311.2901).
-    Taught in: chapter 3, appendix
-    """
-    from captum.attr import Occlusion
-
-    height, width = pixels.shape[2:]
-    patch, step = (3, height // 4, width // 4), (3, height // 8, width // 8)
-    options = {"target": targets, "perturbations_per_eval": 8}
-    with evaluating(model), torch.no_grad():
-        return Occlusion(model).attribute(pixels, patch, step, white(pixels), **options)
-
-
-METHODS = {
-    "guided": guided_backprop,
-    "gradient": gradient,
-    "integrated gradients": integrated_gradients,
-    "SmoothGrad": smooth_grad,
-    "Grad-CAM": grad_cam,
-    "guided Grad-CAM": guided_grad_cam,
-    "occlusion": occlusion,
-}
+METHODS = {"guided": guided_backprop, "gradient": gradient, "Grad-CAM": grad_cam}
 
 
 def in_batches(method, model, pixels, targets, batch_size: int) -> Tensor:

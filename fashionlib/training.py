@@ -83,11 +83,9 @@ class Recipe:
 
     def __post_init__(self):
         for name, known in {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.items():
-            if getattr(self, name) not in known:
-                names = " or ".join(known)
-                raise InputError(
-                    f"{name} must be {names}; found {self.__dict__[name]!r}."
-                )
+            value, names = getattr(self, name), " or ".join(known)
+            if value not in known:
+                raise InputError(f"{name} must be {names}; found {value!r}.")
         whole = dict.fromkeys(("epochs", "batch_size"), (1, math.inf))
         whole |= dict.fromkeys(("crop", "micro_batch", "seed"), (0, math.inf))
         whole["low_res_epochs"] = (0, self.epochs + 1)

@@ -4,12 +4,16 @@ A test marked `real_data` or `gpu` is deselected, counted and named at the end w
 means are missing: a skipped test looks like a broken one, a silent one is forgotten.
 """
 
+import ast
 import contextlib
+import functools
 import io
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +121,23 @@ class OwnBuilds:
 
 def pytest_configure(config):
     config.pluginmanager.register(OwnBuilds())
+
+
+@functools.cache
+def from_chapter(chapter: str) -> SimpleNamespace:
+    """What a notebook defines: its functions, and its constants in capitals."""
+    path = runtime.project_root() / "notebooks" / f"{chapter}.ipynb"
+    cells = json.loads(path.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    kept, names = [], {}
+    for node in ast.parse("\n".join(sources)).body:
+        constant = (
+            isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper()
+        )
+        if constant or isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef):
+            kept.append(node)
+    exec(compile(ast.Module(kept, []), path, "exec"), names)
+    return SimpleNamespace(**names)
 
 
 def solid(colour, size=(60, 80), *, mode="RGB", file_format="PNG", **options) -> bytes:

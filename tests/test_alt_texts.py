@@ -1,6 +1,7 @@
 """Figures in words: what is drawn comes out as names and numbers."""
 
 import numpy as np
+import seaborn as sns
 
 from fashionlib import plots
 from fashionlib.alt_texts import in_words
@@ -18,10 +19,11 @@ def test_bars_have_their_names_and_heights():
 
 
 def test_lines_have_their_two_known_ends():
-    first = {"epoch": 1, "train_loss": 1.2, "train_accuracy": 0.4}
-    last = {"epoch": 2, "train_loss": 0.7, "train_accuracy": 0.8}
-    last["validation_accuracy"] = 0.7
-    assert in_words(plots.learning_curves([first, last])) == (
+    epochs, nan = [1, 2], float("nan")
+    loss = {"train": (epochs, [1.2, 0.7])}
+    accuracy = {"train": (epochs, [0.4, 0.8]), "validation": (epochs, [nan, 0.7])}
+    figure = plots.panels({"loss": loss, "accuracy": accuracy}, "epoch")
+    assert in_words(figure) == (
         "loss: train begins at 1.2, ends at 0.7. accuracy against epoch: train begins "
         "at 0.4, ends at 0.8; validation begins at 0.7, ends at 0.7."
     )
@@ -38,12 +40,15 @@ def test_points_with_intervals_have_the_name_of_their_row():
     assert text == "rank correlation: all guided 0.5; few gradient 0.1, guided 0.5."
     alone = in_words(plots.estimates({"": {"guided": guided}}, "density", 1))
     assert alone == "density: guided 0.5."
-    points = in_words(plots.cost_and_accuracy({"small": (1.0, guided)}, "seconds"))
-    assert points.endswith("against seconds: small 0.5.")
 
 
 def test_a_table_is_read_row_by_row():
-    text = in_words(plots.confusion_matrix(np.arange(36).reshape(6, 6)))
+    with plots.axes() as (figure, ax):
+        sns.heatmap(np.arange(36).reshape(6, 6), annot=True, cbar=False, ax=ax)
+        ax.set_xticks(np.arange(6) + 0.5, plots.NAMES)
+        ax.set_yticks(np.arange(6) + 0.5, plots.NAMES)
+        ax.set(xlabel="predicted class", ylabel="true class")
+    text = in_words(figure)
     rows = "Men/Accessories 0 1 2 3 4 5; Women/Accessories 6 7 8 9 10 11; Men/Apparel"
     assert text.startswith(f"true class against predicted class: {rows}")
 
@@ -51,14 +56,17 @@ def test_a_table_is_read_row_by_row():
 def test_images_have_their_labels_and_clouds_their_size():
     grid = plots.image_grid([GREY] * 3, ["Men/Other", "a bag", "Men/Other"])
     assert in_words(grid) == "Images: Men/Other, a bag."
-    assert in_words(plots.image_strips({"new\nshoes": [GREY]})) == "Images: new shoes."
+    assert in_words(plots.image_rows({"new\nshoes": [GREY]})) == "Images: new shoes."
     assert in_words(plots.text_figure("no face")) == "no face."
-    sizes = in_words(plots.file_sizes([60, 80, 80], [80, 100, 100]))
-    assert sizes.endswith("2 sizes, 60 to 80 pixels wide.")
+    with plots.axes() as (figure, ax):
+        ax.scatter([60, 80], [80, 100], label="2 sizes")
+        ax.axline((0, 0), slope=1, label="square")
+        ax.set(xlabel="width", ylabel="height")
+    assert in_words(figure) == "height against width: 2 sizes."
 
 
 def test_the_text_form_of_a_figure_is_its_words():
-    figure = plots.image_row([GREY], ["a shoe"])
+    figure = plots.image_grid([GREY], ["a shoe"])
     assert repr(figure) == in_words(figure) == "Images: a shoe."
 
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import from_chapter
 from torch import nn
 from torch.nn import functional as F
 
@@ -304,16 +305,17 @@ def test_interpolation_by_hand():
     start, end = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
     half = math.sqrt(2)
     expected = torch.tensor([[2.0, 0.0], [half, half], [0.0, 2.0]])
-    assert torch.allclose(dcgan.interpolate(start, end, 3), expected, atol=1e-6)
+    interpolate = from_chapter("05_dcgan").interpolate
+    assert torch.allclose(interpolate(start, end, 3), expected, atol=1e-6)
     for other in (-start, start, 0 * start):
         with pytest.raises(runtime.InputError, match="cosine"):
-            dcgan.interpolate(start, other, 3)
+            interpolate(start, other, 3)
 
 
 def test_saved_weights_draw_the_same_images(data, tmp_path):
     result, path = fit(data), tmp_path / "dcgan_1.safetensors"
     recipe = dcgan.Recipe(**TINY)
-    dcgan.save(path, result, recipe)
+    artifacts.save_weights(path, result.generator, vars(recipe))
     loaded, settings = dcgan.load(path, "cpu")
     z = dcgan.noise(3, 4)
     assert dcgan.Recipe(**settings) == recipe

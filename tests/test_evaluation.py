@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from conftest import from_chapter
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fashionlib import evaluation, images
 from fashionlib.evaluation import Estimate
 from fashionlib.runtime import InputError
+
+chapter_2, chapter_2b = from_chapter("02_resnet152"), from_chapter("02b_comparisons")
 
 
 def random_answers(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,10 +178,8 @@ def test_a_temperature_undoes_a_scale():
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 6, generator=rng)
     labels = torch.multinomial(logits.softmax(1), 1, generator=rng).flatten()
-    assert evaluation.fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.1)
-    assert evaluation.fit_temperature(logits / 2, labels) == pytest.approx(
-        0.5, abs=0.02
-    )
+    assert chapter_2.fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.1)
+    assert chapter_2.fit_temperature(logits / 2, labels) == pytest.approx(0.5, abs=0.02)
 
 
 def test_reliability_by_hand():
@@ -197,12 +198,12 @@ def test_gender_gap_by_hand():
     confusion = np.zeros((6, 6), int)
     confusion[0, 0], confusion[0, 1], confusion[4, 4] = 5, 2, 3
     confusion[1, 1], confusion[3, 2] = 3, 3
-    found = evaluation.gender_gap(confusion.tolist())
+    found = chapter_2.gender_gap(confusion.tolist())
     assert (found["men"], found["women"]) == ([8, 10], [3, 6])
     assert found["difference_ci95"] == evaluation.newcombe_interval((8, 10), (3, 6))
     confusion[1], confusion[3] = 0, 0
     with pytest.raises(InputError, match="10 and 0"):
-        evaluation.gender_gap(confusion)
+        chapter_2.gender_gap(confusion)
 
 
 # --- baselines ------------------------------------------------------------------------
@@ -221,7 +222,7 @@ def test_colour_histogram_by_hand():
     """Two pixels of eight are (255, 64, 0), colour 3 * 16 + 1 * 4; six are black."""
     pixels = np.zeros((1, 2, 4, 3), np.uint8)
     pixels[0, 0, :2] = (255, 64, 0)
-    (found,) = evaluation.colour_histogram(pixels)
+    (found,) = chapter_2b.colours(pixels)
     assert found[[0, 52]].tolist() == [0.75, 0.25]
     assert found.sum() == 1
 
@@ -231,7 +232,7 @@ def test_silhouette_by_hand():
     pixels = np.full((1, 32, 32, 3), 245, np.uint8)
     pixels[0, :2, :2] = 0
     pixels[0, 30, 30:, 2] = 239  # the darkest channel decides
-    (found,) = evaluation.silhouette(pixels).reshape(1, 16, 16)
+    (found,) = chapter_2b.outline(pixels).reshape(1, 16, 16)
     assert (found[0, 0], found[15, 15], found.sum()) == (1, 0.5, 1.5)
 
 
@@ -243,9 +244,7 @@ def test_majority_is_the_largest_class_of_the_training_set(data):
 
 def test_colours_tell_brightness_apart(data):
     """Six levels fall into four ranges of colour, so four classes of six are told."""
-    logits, seconds = evaluation.describe_and_fit(
-        evaluation.colour_histogram, data, data
-    )
+    logits, seconds = chapter_2b.describe_and_fit(chapter_2b.colours, data, data)
     correct = logits.argmax(1) == torch.from_numpy(data.labels)
     assert 0.5 < evaluation.accuracy(correct).value < 0.9
     assert seconds > 0
@@ -261,7 +260,7 @@ def test_images_are_described_some_at_a_time_in_their_order(data):
         sizes.append(len(pixels))
         return np.eye(6, dtype=np.float32)[pixels[:, 0, 0, 0] // 45]
 
-    logits, _ = evaluation.describe_and_fit(brightness, many, many)
+    logits, _ = chapter_2b.describe_and_fit(brightness, many, many)
     assert (logits.argmax(1).numpy() == many.labels).all()
     assert (max(sizes) <= 1024, sum(sizes)) == (True, 2 * 2400)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import from_chapter
 from scipy import linalg
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -12,6 +13,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from fashionlib import gan_metrics, models
 from fashionlib.runtime import InputError
+
+chapter_5 = from_chapter("05_dcgan")
 
 
 def identity(dimensions):
@@ -167,7 +170,7 @@ def test_the_baseline_has_the_mean_and_the_deviation_of_the_real_images():
     real = np.zeros((2, 64, 64, 3), np.uint8)
     real[:, :32] = 200  # everywhere
     real[0, 32:], real[1, 32:] = 90, 110  # mean 100, deviation 10
-    drawn = gan_metrics.mean_and_noise(real, 50, seed=0)
+    drawn = chapter_5.mean_and_noise(real, 50, seed=0)
     assert (drawn[:, :32] == 200).all()
     assert drawn[:, 32:].mean() == pytest.approx(100, abs=0.1)
     assert drawn[:, 32:].std() == pytest.approx(10, abs=0.1)
@@ -176,11 +179,11 @@ def test_the_baseline_has_the_mean_and_the_deviation_of_the_real_images():
 def test_nearest_neighbours_by_hand():
     """The copies of the last three are beyond the first batch of 1,024."""
     real = gray(0, 100, *[30] * 1200, 200, 255)
-    index, distance = gan_metrics.nearest_neighbours(gray(103, 250, 0, 201), real)
+    index, distance = chapter_5.nearest_neighbours(gray(103, 250, 0, 201), real)
     assert index.tolist() == [1, 1203, 0, 1202]
     assert distance.tolist() == [3, 5, 0, 1]
     features = np.array([[0.0, 0.0], [3.0, 4.0]], np.float32)
-    index, distance = gan_metrics.nearest_neighbours(features[1:] + 1, features)
+    index, distance = chapter_5.nearest_neighbours(features[1:] + 1, features)
     assert (index.tolist(), distance.tolist()) == ([1], [1])
 
 

@@ -8,6 +8,7 @@ import sys
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from IPython import display
@@ -20,27 +21,15 @@ from fashionlib.evaluation import Estimate
 NAMES = [f"series {i}" for i in range(9)]  # the most that a chapter draws
 X = [0.0, 0.5, 1.0]
 ESTIMATES = [Estimate(0.5, [0.4, 0.6])] * 3
-BINS = {"confidence": X, "accuracy": X, "count": [1, 2, 3]}
-RECORD = {"epoch": 1, "train_loss": 1.0, "validation_loss": 2.0}
-RECORD |= {"train_accuracy": 0.5, "validation_accuracy": 0.5}
-STEP = dict.fromkeys(["discriminator_loss", "generator_loss"], 1.0)
-STEP |= dict.fromkeys(["real_score", "fake_score"], 0.5)
 SERIES = {
     "bars": lambda: plots.class_bars({name: [0.1] * 6 for name in NAMES}),
     "estimates": lambda: plots.estimates(
         {name: {"row": ESTIMATES[0]} for name in NAMES}, "x"
     ),
-    "cost": lambda: plots.cost_and_accuracy(
-        {name: (1.0, ESTIMATES[0]) for name in NAMES}, "x"
+    "lines": lambda: plots.panels({"y": dict.fromkeys(NAMES, (X, X))}, "x"),
+    "intervals": lambda: plots.panels(
+        dict.fromkeys("ab", dict.fromkeys(NAMES, (["c", "d", "e"], ESTIMATES))), "x"
     ),
-    "lines": lambda: plots.lines(X, dict.fromkeys(NAMES, X), "x", "y"),
-    "curves": lambda: plots.learning_curves([RECORD]),
-    "reliability": lambda: plots.reliability(dict.fromkeys(NAMES, BINS)),
-    "orders": lambda: plots.deletion_insertion(X, dict.fromkeys(NAMES, (X, X))),
-    "cascade": lambda: plots.cascade(
-        ["a", "b", "c"], {"SSIM": dict.fromkeys(NAMES, ESTIMATES)}
-    ),
-    "gan": lambda: plots.gan_curves({"one": [STEP], "two": [STEP]}),
 }
 
 
@@ -76,16 +65,16 @@ def test_the_readers_own_settings_neither_matter_nor_change(monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "text.usetex", True)
     monkeypatch.setitem(mpl.rcParams, "savefig.transparent", True)
     assert plots.png(plots.class_bars(bars)) == expected
-    plots.png(plots.cascade(["a", "b"], {"SSIM": {"guided": ESTIMATES[:2]}}))
+    plots.png(plots.panels({"SSIM": {"guided": (["a", "b"], ESTIMATES[:2])}}, "x"))
     assert mpl.rcParams["font.size"] == 30
     assert not mpl.rcParams["axes.grid"]
 
 
 def test_text_of_data_is_no_formula():
     odd = "$\\frac{a}$"
-    plots.png(plots.image_row([solid(9)], [odd]))  # mathtext would refuse it
+    plots.png(plots.image_grid([solid(9)], [odd]))  # mathtext would refuse it
     plots.png(plots.estimates({odd: {odd: ESTIMATES[0]}}, odd))
-    figure = plots.cost_and_accuracy({odd: (0.5, ESTIMATES[0])}, odd)
+    figure = plots.panels({odd: {odd: ([0.5, 0.7], ESTIMATES[:2])}}, odd)
     plots.png(figure)
     ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert any(ticks)
@@ -104,7 +93,7 @@ def test_pyplot_is_not_needed():
 def test_a_figure_is_shown_as_png_words_and_caption(monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "display", lambda *given, **o: shown.append((*given, o)))
-    plots.show(plots.image_row([solid(200)], ["a shoe"]), "One *shoe*\nfor $5.")
+    plots.show(plots.image_grid([solid(200)], ["a shoe"]), "One *shoe*\nfor $5.")
     (bundle, options), (caption, _) = shown
     assert bundle["text/plain"] == "Images: a shoe."
     image = pixels(base64.b64decode(bundle["image/png"]))
@@ -137,7 +126,7 @@ def test_a_notebook_shows_its_figure_once_whatever_the_backend(backend, monkeypa
 
 
 def test_images_keep_their_shape_and_order():
-    row = plots.image_row([solid(10, 40, 20), solid(90, 20, 40)], ["tall", "wide"])
+    row = plots.image_grid([solid(10, 40, 20), solid(90, 20, 40)], ["tall", "wide"])
     tall, wide = (image.get_extent() for image in row.axes[0].images)
     assert (tall[1] - tall[0]) / (tall[2] - tall[3]) == pytest.approx(0.5)
     assert (wide[1] - wide[0]) / (wide[2] - wide[3]) == pytest.approx(2)
@@ -157,27 +146,37 @@ def test_a_map_is_grey_at_zero_and_darker_where_it_is_more():
     np.testing.assert_allclose(image[3, 3], [0.5, 0.5, 0])
     magnitude = np.array([[0.0, 1.0], [2.0, 3.0]])
     rows = {"image": [solid(0)], "map": [magnitude], "no map": [0 * magnitude]}
-    figure = plots.map_rows(rows, ["Men/Other"])
+    figure = plots.image_rows(rows, ["Men/Other"])
     _, shown, empty = figure.axes[0].images
     assert shown.cmap(shown.norm(3.0))[0] < shown.cmap(shown.norm(1.0))[0]
     assert empty.cmap(empty.norm(0.0))[0] == 1.0
     plots.png(figure)
 
 
-def test_every_count_of_the_confusion_is_written():
-    matrix = 10 * np.arange(6)[:, None] + np.arange(6)
-    matrix[3] = 0  # a class without images
-    texts = plots.confusion_matrix(matrix.tolist()).axes[0].texts
-    assert [int(text.get_text()) for text in texts] == matrix.ravel().tolist()
+def test_lines_of_tensors_of_a_data_frame_and_of_estimates():
+    frame = pd.DataFrame({"step": [3, 4, 5], "loss": [1.0, 1.5, 4.0]}).tail(2)
+    lines = {"tensor": (torch.tensor(X), torch.tensor(X))}
+    lines |= {"column": (frame["step"], frame["loss"]), "estimates": (X, ESTIMATES)}
+    above, below = plots.panels({"a": lines, "b": lines}, "x", rotation=45).axes
+    assert (above.get_ylabel(), below.get_ylabel(), below.get_xlabel()) == (
+        "a",
+        "b",
+        "x",
+    )
+    tensor, column, estimates = below.containers
+    assert tensor[0].get_ydata().tolist() == X
+    assert column[0].get_xydata().tolist() == [[4, 1.5], [5, 4]]
+    assert not column.has_yerr
+    (bars,) = estimates[2]
+    assert bars.get_segments()[1].tolist() == [[0.5, 0.4], [0.5, 0.6]]
 
 
-def test_curves_of_tensors_and_running_means():
-    curves = {"guided": (torch.tensor(X), torch.tensor(X)), "random": (X, X)}
-    assert len(plots.deletion_insertion(torch.tensor(X), curves).axes) == 2
-    history = [STEP | {"generator_loss": loss} for loss in (1.0, 2.0, 6.0)]
-    loss, _score = plots.gan_curves({"bags": history}, smooth=2).axes
-    (generator,) = [line for line in loss.containers if line.get_label() == "generator"]
-    assert generator[0].get_ydata().tolist() == [1.0, 1.5, 4.0]
+def test_axes_are_in_the_course_s_style_and_described():
+    with plots.axes(height=4) as (figure, ax):
+        ax.scatter([1], [2], label="two sizes")
+    assert figure.get_size_inches().tolist() == [plots.WIDTH, 4]
+    assert not ax.spines["top"].get_visible()
+    assert repr(figure) == "two sizes."
 
 
 def test_a_film_begins_with_its_end_and_shows_every_moment():

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from captum.attr import GuidedBackprop, IntegratedGradients
+from conftest import from_chapter
 from networks import assert_untouched, random_images, small, snapshot, trained
 from torch import nn
 from torch.nn import functional as F
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from fashionlib import images, saliency
 from fashionlib.runtime import InputError
 
-each_method = pytest.mark.parametrize("name", saliency.METHODS)
+chapter_3b = from_chapter("03b_methods")
+each_method = pytest.mark.parametrize("name", chapter_3b.METHODS)
 
 
 class Functional(nn.Module):
@@ -185,7 +187,7 @@ def test_forward_pass_is_unchanged():
 def test_batch_equals_one_by_one():
     model, pixels = small().double(), random_images(4, dtype=torch.float64)
     targets = torch.tensor([0, 2, 2, 5])
-    for name, method in saliency.METHODS.items():
+    for name, method in chapter_3b.METHODS.items():
         singly = saliency.in_batches(method, model, pixels, targets, 1)
         together = method(model, pixels, targets)
         torch.testing.assert_close(together, singly, msg=name)
@@ -243,7 +245,7 @@ def test_one_map_an_image_and_the_model_as_it_was(name):
     model.conv1.weight.requires_grad_(False)
     before, pixels, targets = snapshot(model), random_images(), torch.tensor([0, 1, 2])
     with torch.no_grad():
-        maps = saliency.METHODS[name](model, pixels, targets)
+        maps = chapter_3b.METHODS[name](model, pixels, targets)
     assert maps.shape in ((3, 3, 64, 64), (3, 1, 64, 64))
     assert maps.isfinite().all()
     assert not maps.requires_grad
@@ -251,14 +253,14 @@ def test_one_map_an_image_and_the_model_as_it_was(name):
     assert torch.equal(pixels, random_images())
     assert not pixels.requires_grad
     # eval() decides, not the mode in which the model came
-    again = saliency.METHODS[name](copy.deepcopy(model).eval(), pixels, targets)
+    again = chapter_3b.METHODS[name](copy.deepcopy(model).eval(), pixels, targets)
     assert torch.equal(maps, again)
 
 
 @each_method
 def test_frozen_networks_have_maps_too(name):
     pixels, targets = random_images(2, 32), torch.tensor([0, 1])
-    method, frozen = saliency.METHODS[name], small().requires_grad_(False)
+    method, frozen = chapter_3b.METHODS[name], small().requires_grad_(False)
     expected = method(small(), pixels, targets)
     torch.testing.assert_close(method(frozen, pixels, targets), expected)
 
@@ -271,7 +273,7 @@ def test_model_is_left_as_it_was_after_an_exception():
         raise RuntimeError("inside")
 
     handle = model.fc.register_forward_hook(fail)
-    for method in (saliency.guided_backprop, saliency.grad_cam, saliency.occlusion):
+    for method in (saliency.guided_backprop, saliency.grad_cam, chapter_3b.occlusion):
         with pytest.raises(RuntimeError, match="inside"):
             method(model, random_images(), torch.tensor([0, 1, 2]))
     handle.remove()
@@ -317,8 +319,8 @@ def grey(size=32):
 @each_method
 def test_the_target_decides(name):
     model, pixels = small(), random_images(2, 32)
-    first = saliency.METHODS[name](model, pixels, torch.tensor([0, 0]))
-    second = saliency.METHODS[name](model, pixels, torch.tensor([1, 1]))
+    first = chapter_3b.METHODS[name](model, pixels, torch.tensor([0, 0]))
+    second = chapter_3b.METHODS[name](model, pixels, torch.tensor([1, 1]))
     assert not torch.equal(first, second)
 
 
@@ -326,7 +328,7 @@ def test_the_target_decides(name):
     "name", ["gradient", "integrated gradients", "SmoothGrad", "occlusion", "guided"]
 )
 def test_the_place_that_matters_is_found(name):
-    maps = saliency.METHODS[name](Corner(), grey(), torch.tensor([1]))
+    maps = chapter_3b.METHODS[name](Corner(), grey(), torch.tensor([1]))
     size = saliency.magnitude(maps)[0]
     assert size[:16, :16].mean() > 0
     size[:24, :24] = 0  # a patch of occlusion reaches over the quarter by half its side
@@ -339,8 +341,8 @@ def test_smooth_grad_depends_on_the_image_alone():
     maps = []
     for beside in (pale[1:], 100 * pale[1:]):
         batch = torch.cat([beside, pale[:1]])
-        maps.append(saliency.smooth_grad(model, batch, torch.tensor([0, 0]))[1])
-    alone = saliency.smooth_grad(model, pale[:1], torch.tensor([0]))[0]
+        maps.append(chapter_3b.smooth_grad(model, batch, torch.tensor([0, 0]))[1])
+    alone = chapter_3b.smooth_grad(model, pale[:1], torch.tensor([0]))[0]
     torch.testing.assert_close(maps, [alone, alone])
     plain = saliency.gradient(model, pale[:1], torch.tensor([0]))[0]
     assert not torch.allclose(alone, plain)
@@ -353,21 +355,21 @@ def test_the_noise_of_smooth_grad_follows_the_range_of_the_image():
 
     pixels = torch.zeros(2, 3, 64, 64)
     pixels[0, 0, 0, 0], pixels[1, 0, 0, 0] = 1, 10
-    maps = saliency.smooth_grad(Square(), pixels, torch.tensor([0, 0]))
-    spread = (maps - pixels).std((1, 2, 3)) * saliency.STEPS**0.5
+    maps = chapter_3b.smooth_grad(Square(), pixels, torch.tensor([0, 0]))
+    spread = (maps - pixels).std((1, 2, 3)) * chapter_3b.STEPS**0.5
     assert spread.tolist() == pytest.approx([0.15, 1.5], rel=0.05)
 
 
 def test_integrated_gradients_add_up_to_the_difference_of_the_logits():
     pixels, model = grey(), Corner()
-    total = saliency.integrated_gradients(model, pixels, torch.tensor([1])).sum()
+    total = chapter_3b.integrated_gradients(model, pixels, torch.tensor([1])).sum()
     logits = model(torch.cat([pixels, images.white(pixels)]))[:, 1]
     torch.testing.assert_close(total, logits[0] - logits[1], rtol=1e-4, atol=0)
     model, pixels, targets = small().eval(), random_images(2, 32), torch.tensor([0, 1])
     theirs = IntegratedGradients(model).attribute(
-        pixels, images.white(pixels), targets, n_steps=saliency.STEPS
+        pixels, images.white(pixels), targets, n_steps=chapter_3b.STEPS
     )
-    ours = saliency.integrated_gradients(model, pixels, targets)
+    ours = chapter_3b.integrated_gradients(model, pixels, targets)
     torch.testing.assert_close(ours, theirs.float())
 
 

@@ -153,7 +153,7 @@ kept |= {"b": 2}
 shown = {"a": value}
 text = f"{value}"
 plots.show(
-    plots.lines(shown),
+    plots.panels(shown),
     f"One line of caption "
     f"and another.",
 )
