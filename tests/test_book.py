@@ -132,7 +132,7 @@ def test_every_reading_of_the_sample_holds(executed):
 
 
 def test_no_chapter_printed_a_warning(executed):
-    """The page hides stderr, and JupyterLab shows it in red: nothing is written there."""
+    """The page hides stderr and JupyterLab shows it in red: nothing is there."""
     for chapter, outputs in executed.items():
         for output in outputs:
             assert output.get("name") != "stderr", f"{chapter}: {output['text']}"
