@@ -4,8 +4,9 @@
 
 Ours (BatchNorm fused into the convolutions) against Captum's, in batches and one image
 at a time, and against the limit: one forward and one backward pass to the pixels of the
-untouched network. Same network, images, batch and targets, 224x224. Also: what bfloat16
-costs in exactness, and what averaging costs on top of the maps.
+untouched network. Same network, images, batch and targets, 224x224. Also: the floating
+point operations of that pass at our rate beside those of a large matrix product, what
+bfloat16 costs in exactness, and what averaging costs on top of the maps.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import torchvision
 from captum.attr import GuidedBackprop
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fashionlib import cpu, images, runtime, saliency
 
@@ -28,8 +30,10 @@ BATCH = {"resnet18": 32, "resnet152": 16}
 AVERAGED = 512
 FEW = 4  # images that Captum takes one at a time
 OURS = ("ours, float32", "ours, bfloat16")
+ARITHMETIC = "ours, float32, arithmetic"
 LIMIT = "limit: forward and backward, float32"
 CAPTUM = "Captum, batched"
+MATRIX, MATRIX_SIDE = "limit: matrix product, float32", 4096
 
 
 def normalized_images(count: int) -> Tensor:
@@ -52,6 +56,13 @@ def one_by_one(explain: Callable, pixels: Tensor, targets: Tensor) -> int:
     for pixel, target in zip(pixels.split(1), targets.split(1), strict=True):
         explain(pixel.clone().requires_grad_(), target=target)
     return len(pixels)
+
+
+def matrix_product() -> float:
+    """Multiply two large matrices; returns how many billions of operations that is."""
+    matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE)
+    torch.mm(matrix, matrix)
+    return 2 * MATRIX_SIDE**3 / 1e9
 
 
 def compare(architecture: str) -> tuple[list[dict], dict[str, list[float]]]:
@@ -83,10 +94,18 @@ def compare(architecture: str) -> tuple[list[dict], dict[str, list[float]]]:
     maps = {name: run().detach() for name, run in candidates.items()}  # warms up, too
     counted = {name: lambda run=run: len(run()) for name, run in candidates.items()}
     few = partial(one_by_one, captum, batch[:FEW], targets[:FEW])
-    rates = measuring.in_turn(counted | {"Captum, one at a time": few}, ROUNDS)
+    counted |= {"Captum, one at a time": few, MATRIX: matrix_product}
+    rates = measuring.in_turn(counted, ROUNDS)
     rows = []
     for name, values in rates.items():
-        rows.append(measuring.row(f"{architecture}: {name}", values, "maps/s"))
+        unit = "GFLOP/s" if name == MATRIX else "maps/s"
+        rows.append(measuring.row(f"{architecture}: {name}", values, unit))
+    with FlopCounterMode(display=False) as counter:
+        candidates[LIMIT]()
+    work = counter.get_total_flops() / len(pixels) / 1e9  # of an image
+    rates[ARITHMETIC] = [work * rate for rate in rates[OURS[0]]]
+    name = f"{architecture}: {ARITHMETIC}"
+    rows.append(measuring.row(name, rates[ARITHMETIC], "GFLOP/s"))
     norm = maps[CAPTUM].flatten(1).norm(dim=1)
     for name in OURS:
         apart = (maps[name] - maps[CAPTUM]).flatten(1).norm(dim=1) / norm
@@ -131,6 +150,7 @@ def main() -> None:
             "guided_vs_captum": (full, CAPTUM),
             "guided_limit_share": (full, LIMIT),
             "guided_bf16_vs_captum": (half, CAPTUM),
+            "guided_matrix_share": (ARITHMETIC, MATRIX),
         }
         for name, pair in against.items():
             ratios[f"{name}_{architecture}"] = measuring.ratio(rates, *pair)
