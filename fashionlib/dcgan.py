@@ -309,7 +309,7 @@ def fit(
         cpu.keep_freed_memory()
     if checkpoint is not None:
         key = {"precision": training.precision, "images": len(pixels), **asdict(recipe)}
-        code = ("dcgan", "gan_metrics", "images", "data.prepare")
+        code = ("dcgan", "gan_metrics", "models", "images", "data.prepare")
         path = artifacts.checkpoint_path(checkpoint, key | (settings or {}), code)
         if path.exists():
             training.load_state_dict(artifacts.load_checkpoint(path))

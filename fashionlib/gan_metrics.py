@@ -1,4 +1,4 @@
-"""How good are generated images: distances between features, and diversity.
+"""How good are generated images: distances, precision and recall, diversity.
 
     def embed(pixels):  # features of the course's own classifier
         return models.extract_features(model, images.from_array(pixels), size=64)[0]

@@ -89,7 +89,7 @@ def _first_weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
         try:
             version = get_model_weights(architecture)["IMAGENET1K_V1"]
         except (KeyError, ValueError):  # ValueError: resnet10
-            raise InputError(f"there are no {what}: use weights = none.") from None
+            raise InputError(f"there are no {what}: use weights = 'none'.") from None
         return download(version.url, what)
     path = Path(weights).expanduser()
     try:
@@ -233,7 +233,7 @@ def set_head_to_probe(model: nn.Module, data: ImageSet, **options) -> None:
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in `eval()`; afterwards every module is in the mode that it was in.
 
-    Taught in: chapter 3
+    Taught in: chapter 3b
     """
     modes = [(module, module.training) for module in model.modules()]
     try:

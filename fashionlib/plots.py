@@ -103,7 +103,7 @@ def _wrap(text: str, inches: float) -> str:
 
 def _intervals(values) -> tuple[np.ndarray, np.ndarray | None]:
     """Values (N,); of estimates the distances (2, N) to the ends of their intervals."""
-    if not hasattr(next(iter(values)), "ci95"):
+    if not all(hasattr(each, "ci95") for each in values):
         return np.asarray(values), None
     means = np.array([estimate.value for estimate in values])
     return means, np.abs(np.transpose([each.ci95 for each in values]) - means)
@@ -227,16 +227,16 @@ def estimates(series: dict, xlabel: str, reference: float | None = 0) -> Figure:
     return figure
 
 
-def panels(panels: dict[str, dict], xlabel: str, rotation: float = 0) -> Figure:
+def panels(series: dict[str, dict], xlabel: str, rotation: float = 0) -> Figure:
     """Panels of lines, one below the other, over a common x axis.
 
-    panels: the label of each y axis to the lines in it: {name: (x, y)}, where y holds
+    series: the label of each y axis to the lines in it: {name: (x, y)}, where y holds
     numbers or estimates. rotation: of the numbers or names along x, degrees.
     Taught in: chapter 2
     """
-    with axes(len(panels), height=0.6 + 2 * len(panels)) as (figure, _):
-        for ax, (ylabel, series) in zip(figure.axes, panels.items(), strict=True):
-            for name, (x, y) in series.items():
+    with axes(len(series), height=0.6 + 2 * len(series)) as (figure, _):
+        for ax, (ylabel, lines) in zip(figure.axes, series.items(), strict=True):
+            for name, (x, y) in lines.items():
                 step = max(1, len(x) // 12)  # more markers would hide a long line
                 look = {"label": name, "errorevery": step, "markevery": step}
                 ax.errorbar(x, *_intervals(y), **look)

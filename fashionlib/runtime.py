@@ -112,8 +112,9 @@ def _bfloat16_is_faster() -> bool:
     seconds = []
     for dtype in (torch.bfloat16, torch.float32):
         matrix = torch.ones(1024, 1024, dtype=dtype)
+        # the best of four, as the first one warms up
         times = timeit.repeat("x @ x", globals={"x": matrix}, number=1, repeat=4)
-        seconds.append(min(times))  # the first one warms up
+        seconds.append(min(times))
     return seconds[0] < seconds[1]
 
 

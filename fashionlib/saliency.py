@@ -133,7 +133,7 @@ def gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
         return torch.autograd.grad(score, leaf)[0]
 
 
-# --- other methods --------------------------------------------------------------------
+# --- Grad-CAM -------------------------------------------------------------------------
 
 
 def grad_cam(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import tempfile
+import types
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,20 +124,21 @@ def pytest_configure(config):
 
 
 @functools.cache
-def from_chapter(chapter: str) -> SimpleNamespace:
+def from_chapter(chapter: str) -> types.ModuleType:
     """What a notebook defines: its functions, and its constants in capitals."""
     path = runtime.project_root() / "notebooks" / f"{chapter}.ipynb"
     cells = json.loads(path.read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    kept, names = [], {}
+    kept, module = [], types.ModuleType(chapter)
     for node in ast.parse("\n".join(sources)).body:
         constant = (
             isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper()
         )
         if constant or isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef):
             kept.append(node)
-    exec(compile(ast.Module(kept, []), path, "exec"), names)
-    return SimpleNamespace(**names)
+    code = compile(ast.Module(kept, []), f"<{chapter}>", "exec")
+    exec(code, vars(module))
+    return module
 
 
 def solid(colour, size=(60, 80), *, mode="RGB", file_format="PNG", **options) -> bytes:

@@ -44,13 +44,16 @@ def test_points_with_intervals_have_the_name_of_their_row():
 
 def test_a_table_is_read_row_by_row():
     with plots.axes() as (figure, ax):
-        sns.heatmap(np.arange(36).reshape(6, 6), annot=True, cbar=False, ax=ax)
+        counts = np.arange(36).reshape(6, 6)
+        counts[5, 5] = 1234
+        sns.heatmap(counts, annot=True, fmt="d", cbar=False, ax=ax)
         ax.set_xticks(np.arange(6) + 0.5, plots.NAMES)
         ax.set_yticks(np.arange(6) + 0.5, plots.NAMES)
         ax.set(xlabel="predicted class", ylabel="true class")
     text = in_words(figure)
     rows = "Men/Accessories 0 1 2 3 4 5; Women/Accessories 6 7 8 9 10 11; Men/Apparel"
     assert text.startswith(f"true class against predicted class: {rows}")
+    assert text.endswith("Women/Other 30 31 32 33 34 1234.")
 
 
 def test_images_have_their_labels_and_clouds_their_size():

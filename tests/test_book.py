@@ -10,6 +10,7 @@ from test_make import make, tree
 from test_notebooks import NOTEBOOKS, PAGES
 
 from fashionlib import artifacts, evaluation, runtime
+from fashionlib.catalogue import CLASS_NAMES
 from tools import book
 
 
@@ -120,6 +121,16 @@ def test_what_follows_from_a_confusion_matrix_was_not_overwritten(site):
         assert network["gender_gap"] == gender_gap(network["confusion"])
         for interval, each in zip(network["recall_ci95"], classes, strict=True):
             assert interval == pytest.approx(evaluation.wilson_interval(*each))
+
+
+def test_every_count_of_the_confusion_is_in_the_words_of_its_figure(site, executed):
+    metrics = json.loads((site.parent / "artifacts" / "metrics.json").read_text())
+    words = [
+        output.get("data", {}).get("text/plain") for output in executed["02_resnet152"]
+    ]
+    (matrix,) = [text for text in words if "true class" in "".join(text or "")]
+    for name, row in zip(CLASS_NAMES, metrics["classifier"]["confusion"], strict=True):
+        assert f"{name} {' '.join(map(str, row))}" in "".join(matrix)
 
 
 def test_every_reading_of_the_sample_holds(executed):
