@@ -224,6 +224,17 @@ def test_what_is_published_was_assigned_in_one_cell(path):
             made[name].append(cell["id"])
 
 
+@each_notebook
+def test_no_cell_takes_the_name_of_a_parameter(path):
+    """A cell of chapter 7 once did, and the exercise below read its value."""
+    cells = cells_of(path, "code")
+    (given,) = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
+    parameters, _ = names(given["source"])
+    for cell in cells:
+        if cell is not given:
+            assert not parameters & names(cell["source"])[0], cell["source"]
+
+
 # The study's accuracies and split, the level of every interval, and three round figures
 # of examples.
 TYPED = {"93.26", "91.26", "91.75", "75", "10", "15", "95", "90", "92", "0.3"}
