@@ -212,7 +212,11 @@ def test_outline_by_hand():
 
 
 @pytest.mark.parametrize("cascade", chapter_4.CASCADES)
-def test_noise_has_no_face(cascade):
+def test_small_images_are_refused_and_noise_has_no_face(cascade):
+    with pytest.raises(InputError, match="112"):
+        chapter_4.find_faces(
+            np.zeros((1, 80, 60, 3), np.uint8), torch.zeros(1, 3, 80, 60), cascade
+        )
     pixels = random_images(1, 112)
     photographs = images.denormalize(pixels).numpy()
     masks = chapter_4.find_faces(photographs, pixels, cascade)
