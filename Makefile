@@ -6,6 +6,7 @@
 
 PROFILE ?= sample
 SOURCE ?=
+SEED :=
 PYTHON ?= python3
 WORKERS ?= 2
 ALL ?=
@@ -15,7 +16,8 @@ LAB_OPTIONS ?=
 # A user's words are data: never expanded by make, compared as one word, handed to Python through the environment.
 override PROFILE := $(value PROFILE)
 override SOURCE := $(value SOURCE)
-export PROFILE SOURCE
+override SEED := $(value SEED)
+export PROFILE SOURCE SEED
 PROFILES := sample $(notdir $(wildcard profiles/*))
 ifneq ($(words $(PROFILE)) $(filter $(PROFILES),$(PROFILE)),1 $(PROFILE))
 $(error PROFILE must be one of $(PROFILES); found "$(PROFILE)")
@@ -46,11 +48,11 @@ AT_ONCE := -j2
 else
 .NOTPARALLEL:
 endif
-.PHONY: help report notebooks test lab student bench experiments clean check
+.PHONY: help report notebooks test lab student bench experiments seeds clean check
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  PROFILE: $(PROFILES)   SOURCE: synthetic, kaggle-small, kaggle-full, a folder or a zip"
+	@echo "  PROFILE: $(PROFILES)   SOURCE: synthetic, kaggle-small, kaggle-full, a folder or a zip   SEED: a number"
 
 report: notebooks ## run the chapters that changed and render the book [PROFILE=...] [SOURCE=...]
 	@$(MAKE) --no-print-directory $(OUT)/html/index.html
@@ -67,7 +69,7 @@ BY_NBVAL = $(filter-out $(IN_LAB:%=notebooks/%.ipynb),$(CHANGED))
 test: .venv/.installed ## ruff, pytest, nbval, the published book, JupyterLab; before a commit, or everything [ALL=1] [WORKERS=...]
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory report PROFILE=sample SOURCE=
+	@$(MAKE) --no-print-directory report PROFILE=sample SOURCE= SEED=
 	@build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && trap 'exit 130' INT TERM \
 	&& cp -Rp $(BUILD)/sample "$$build" && export FASHION_BUILD="$$build" \
 	&& OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations 15 \
@@ -86,6 +88,9 @@ bench: .venv/.installed ## run every benchmark; results go to benchmarks/results
 experiments: .venv/.installed ## run the long comparisons, resumable; results go to benchmarks/results
 	@$(foreach file,$(EXPERIMENTS),echo "== $(file)" && $(BIN)/python $(file) &&) true
 
+seeds: .venv/.installed ## the chapters of sample with seeds 1 to 5, resumable; the result goes to benchmarks/results
+	@$(BIN)/python benchmarks/experiments/seeds.py
+
 clean: ## remove what was built for PROFILE
 	rm -rf "$(OUT)"
 
@@ -100,7 +105,7 @@ clean: ## remove what was built for PROFILE
 
 # Looks at profile, parameter names and source before the first chapter runs: a mistake costs a second.
 check: .venv/.installed
-	@$(BIN)/python -m tools.check --profile "$$PROFILE" --source "$$SOURCE"
+	@$(BIN)/python -m tools.check --profile "$$PROFILE" --source "$$SOURCE" --seed "$$SEED"
 
 # --- chapters ----------------------------------------------------------------------------------------------------------
 

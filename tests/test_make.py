@@ -10,7 +10,15 @@ import yaml
 from fashionlib import parameters, runtime
 
 ROOT = runtime.project_root()
-OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "PROFILE", "SOURCE")
+OF_MAKE = (
+    "MAKEFLAGS",
+    "MAKELEVEL",
+    "MFLAGS",
+    "MAKEOVERRIDES",
+    "PROFILE",
+    "SOURCE",
+    "SEED",
+)
 
 
 def make(*arguments: str, build: Path) -> subprocess.CompletedProcess:
@@ -33,7 +41,16 @@ def tree(folder: Path) -> dict[str, int]:
 
 def test_help_lists_the_commands(tmp_path):
     shown = make("help", build=tmp_path).stdout
-    for target in ("report", "test", "lab", "student", "bench", "experiments", "clean"):
+    for target in (
+        "report",
+        "test",
+        "lab",
+        "student",
+        "bench",
+        "experiments",
+        "seeds",
+        "clean",
+    ):
         assert f"make {target} " in shown
 
 

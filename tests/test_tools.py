@@ -41,7 +41,7 @@ def project(tmp_path, monkeypatch):
     """A project with one notebook and one profile; returns the profile's file."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "profiles" / "mine").mkdir(parents=True)
-    code = 'run = "sample"\nrate = 0.1\nsource = "synthetic"'
+    code = 'run = "sample"\nrate = 0.1\nsource = "synthetic"\nseed = 0\nseeds = [0]'
     cells = notebook(code_cell(code, "parameters"))
     (tmp_path / "notebooks" / "01_one.ipynb").write_text(json.dumps(cells))
     monkeypatch.setattr(runtime, "project_root", lambda: tmp_path)
@@ -68,6 +68,11 @@ def test_parameters_are_rewritten_only_when_they_change(project):
     project.write_text("run: mine\nrate: 0.2\n")
     check.check("mine")
     assert path.stat().st_mtime_ns != before
+
+
+def test_a_seed_is_that_of_every_chapter(project):
+    written = yaml.safe_load((check.check("mine", seed="3") / "01_one.yml").read_text())
+    assert written == {"run": "mine", "seed": 3, "seeds": [3]}
 
 
 def test_a_source_is_written_as_an_absolute_path_with_its_fingerprint(project):

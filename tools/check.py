@@ -20,10 +20,10 @@ from fashionlib.data import sources
 from fashionlib.runtime import InputError
 
 
-def check(profile: str, source: str = "") -> Path:
+def check(profile: str, source: str = "", seed: str = "") -> Path:
     """Check the parameters of all chapters and write them; returns their folder.
 
-    source: takes the place of the profile's own, where given.
+    source, seed: take the place of the profile's own, where given.
     Raises InputError with the first mistake: an unknown profile or parameter, a value
     of another type than the default, a source that is no catalogue.
     """
@@ -34,12 +34,16 @@ def check(profile: str, source: str = "") -> Path:
                 f"profiles/{profile}/{path.name} belongs to no notebook; known: "
                 f"{', '.join(chapters)}."
             )
-    texts = {}
+    given, texts = {"seed": seed} if seed else {}, {}
+    if seed:
+        parameters.check(chapters[0], given, "SEED")
+        given["seeds"] = [given["seed"]]
     for chapter in chapters:
         defaults = parameters.notebook_defaults(chapter)
         values, note = parameters.for_profile(chapter, profile), ""
         if "source" in values:
             values["source"], note = check_source(source or values["source"])
+        values |= {name: given[name] for name in given.keys() & values.keys()}
         passed = {name: each for name, each in values.items() if each != defaults[name]}
         texts[chapter] = note + yaml.safe_dump({"run": profile} | passed)
     folder = runtime.build_root() / profile / "parameters"
@@ -67,9 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The check before a run.")
     parser.add_argument("--profile", required=True)
     parser.add_argument("--source", default="", help="a catalogue, or a name of one")
+    parser.add_argument("--seed", default="", help="of every chapter that has one")
     options = parser.parse_args(arguments)
     try:
-        check(options.profile, options.source)
+        check(options.profile, options.source, options.seed)
     except InputError as error:
         sys.exit(f"error: {error}")
 
