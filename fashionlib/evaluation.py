@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,19 +102,23 @@ def newcombe_interval(first: tuple[int, int], second: tuple[int, int]) -> list[f
     return [p - q - down, p - q + up]
 
 
-def agresti_min_interval(first: torch.Tensor, second: torch.Tensor) -> list[float]:
+def agresti_min_interval(
+    first: torch.Tensor, second: torch.Tensor, *, comparisons: int = 1
+) -> list[float]:
     """95 % interval of the difference of two accuracies on the same images.
 
     first, second: bool (M,), correct or not; the difference is first minus second. Only
     images on which the two disagree count: Wald's interval with half an image added to
-    each of the four cells (Agresti and Min 2005).
+    each of the four cells (Agresti and Min 2005). comparisons: so many intervals hold
+    all their differences with 95 % (Bonferroni).
     Taught in: chapter 2b
     """
     count = len(first) + 2
     only_first = (first & ~second).sum().item() + 0.5
     only_second = (second & ~first).sum().item() + 0.5
     gap = (only_first - only_second) / count
-    reach = 1.959964 * math.sqrt(((only_first + only_second) / count - gap**2) / count)
+    z = NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    reach = z * math.sqrt(((only_first + only_second) / count - gap**2) / count)
     return [gap - reach, gap + reach]
 
 
@@ -125,8 +130,9 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
 
     Keys: count, accuracy, accuracy_ci95, macro_f1, precision[6], recall[6],
     recall_ci95[6], confusion[6][6] (rows are true classes), recall_equality_p,
-    true_distribution[6], predicted_distribution[6], expected_calibration_error (15
-    bins; Guo et al. 2017), gender_errors, category_errors, both_errors.
+    marginal_homogeneity_p, true_distribution[6], predicted_distribution[6],
+    expected_calibration_error (15 bins; Guo et al. 2017), gender_errors,
+    category_errors, both_errors.
     Taught in: chapter 2
     """
     predicted = logits.argmax(1)
@@ -146,6 +152,7 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "recall_ci95": [wilson_interval(found[k], count[k]) for k in range(6)],
         "confusion": confusion.tolist(),
         "recall_equality_p": recall_equality(confusion),
+        "marginal_homogeneity_p": marginal_homogeneity(confusion),
         "true_distribution": class_distribution(labels),
         "predicted_distribution": class_distribution(predicted),
         "expected_calibration_error": float(np.average(gaps, weights=bins["count"])),
@@ -169,6 +176,44 @@ def recall_equality(confusion: Sequence[Sequence[int]]) -> float:
     table = np.stack([found, count - found])[:, count > 0]
     # Where all images are correct, or none, there is nothing to test.
     return float(chi2_contingency(table).pvalue) if table.sum(1).all() else 1.0
+
+
+def marginal_homogeneity(confusion: Sequence[Sequence[int]]) -> float:
+    """p-value of the test that every class is predicted as often as it occurs.
+
+    confusion: (6, 6), rows are true classes. Stuart's and Maxwell's chi-square test
+    (1955, 1970): where it holds, each mistake is as likely the other way round. 1 where
+    nothing is confused.
+    Taught in: chapter 2
+    """
+    from scipy.stats import chi2
+
+    matrix = np.asarray(confusion, float)
+    shifts = matrix.sum(0) - matrix.sum(1)  # (6,), images: predicted minus true
+    both = matrix + matrix.T
+    covariance = np.diag(both.sum(1)) - both
+    # Singular: the shifts add up to 0, within any group of classes that mix with no
+    # others, too. The rank is the number of shifts that are free.
+    solution, _, rank, _ = np.linalg.lstsq(covariance, shifts, rcond=1e-9)
+    return float(chi2.sf(shifts @ solution, rank)) if rank else 1.0
+
+
+def largest_shift(confusion: Sequence[Sequence[int]]) -> tuple[int, Estimate]:
+    """The class whose predicted fraction differs most from its true one, and by how much.
+
+    confusion: (6, 6), rows are true classes. The Estimate is predicted minus true, on
+    the same images (`agresti_min_interval`). It is picked as the largest of all classes
+    that occur, so the interval is one of as many comparisons.
+    Taught in: chapter 2
+    """
+    matrix = np.asarray(confusion)
+    pairs = np.indices(matrix.shape).reshape(2, -1)  # (true, predicted) of each cell
+    true, predicted = pairs.repeat(matrix.ravel(), axis=1)  # (M,) each
+    shifts = (matrix.sum(0) - matrix.sum(1)) / max(len(true), 1)
+    k = int(np.abs(shifts).argmax())
+    occur = int((matrix + matrix.T).any(1).sum())
+    bounds = agresti_min_interval(predicted == k, true == k, comparisons=max(occur, 1))
+    return k, Estimate(float(shifts[k]), bounds, len(true))
 
 
 def class_distribution(labels: torch.Tensor | np.ndarray) -> list[float]:
