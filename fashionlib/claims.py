@@ -234,7 +234,11 @@ def gan(metrics: dict) -> tuple[str, str]:
     """
     text, measured, copied, nearer = texts()["gan"], [], False, True
     for label, found in metrics["dcgan"].items():
-        measured.append(text["measured"].format(name=CLASS_NAMES[int(label)], **found))
+        name = CLASS_NAMES[int(label)]
+        if "reason" in found:  # too few images for a generator
+            measured.append(f"{name}: {found['reason']}")
+            continue
+        measured.append(text["measured"].format(name=name, **found))
         copied |= found["nearest_neighbour_ratio"] <= 0.5
         nearer &= found["frechet_distance"] < found["baseline_frechet_distance"]
     verdict = [text["copies" if copied else "new"], text["nearer" if nearer else "far"]]

@@ -25,7 +25,9 @@ from fashionlib.runtime import InputError
 class Estimate(NamedTuple):
     """A number, its 95 % interval [low, high], and how many values it comes from.
 
-    A format applies to all three numbers, `+` and `%` included.
+    A format applies to all three numbers, `+` and `%` included. Where there are too few
+    values all three are NaN (`no_estimate`): a figure leaves them out, a table and a
+    sentence say why, and metrics.json has null with the reason.
     Taught in: chapter 2
     """
 
@@ -33,7 +35,15 @@ class Estimate(NamedTuple):
     ci95: Sequence[float]
     count: int = 0
 
+    @property
+    def reason(self) -> str:
+        """Why there is no number; empty where there is one."""
+        known = all(map(math.isfinite, self.ci95))
+        return "" if known else f"too few values for an interval: {self.count}"
+
     def __format__(self, spec: str) -> str:
+        if self.reason:
+            return f"no number ({self.reason})"
         return f"{self.value:{spec}} ({self.ci95[0]:{spec}} to {self.ci95[1]:{spec}})"
 
     def in_percent(self) -> Estimate:
@@ -44,10 +54,18 @@ class Estimate(NamedTuple):
         return Estimate(100 * self.value, [100 * x for x in self.ci95], self.count)
 
 
+def no_estimate(count: int) -> Estimate:
+    """What stands for a number that `count` values are too few to tell.
+
+    Taught in: chapter 3
+    """
+    return Estimate(math.nan, [math.nan, math.nan], count)
+
+
 def mean_interval(values: torch.Tensor | np.ndarray) -> Estimate:
     """Mean of values (N,) with its interval by Student's t (1908); NaN is left out.
 
-    Raises InputError for fewer than two values.
+    Fewer than two values are `no_estimate`.
     Taught in: chapter 3
     """
     from scipy import special, stats
@@ -55,7 +73,7 @@ def mean_interval(values: torch.Tensor | np.ndarray) -> Estimate:
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
     if len(values) < 2:
-        raise InputError(f"an interval needs two values; found {len(values)}.")
+        return no_estimate(len(values))
     mean = float(values.mean())
     reach = float(special.stdtrit(len(values) - 1, 0.975) * stats.sem(values))
     return Estimate(mean, [mean - reach, mean + reach], len(values))
@@ -75,14 +93,16 @@ def wilson_interval(correct: int, count: int) -> list[float]:
 
 
 def accuracy(correct: torch.Tensor | np.ndarray | Sequence[int]) -> Estimate:
-    """Fraction that is correct, with Wilson's interval.
+    """Fraction that is correct, with Wilson's interval; of none `no_estimate`.
 
     correct: bool (M,), one for each image, or the two numbers (correct, images).
     Taught in: chapter 2
     """
     mask = hasattr(correct, "dtype")
     found, count = (int(correct.sum()), len(correct)) if mask else correct
-    return Estimate(found / max(count, 1), wilson_interval(found, count), count)
+    if not count:
+        return no_estimate(count)
+    return Estimate(found / count, wilson_interval(found, count), count)
 
 
 def newcombe_interval(first: tuple[int, int], second: tuple[int, int]) -> list[float]:
