@@ -88,8 +88,10 @@ def publish(run: str, chapter: str, results: dict, *, extend: bool = False) -> N
     path = folder(run) / "metrics.json"
     with FileLock(f"{path}.lock"):
         metrics = read_json(path)
-        before = metrics.get(chapter, {}) if extend else {}
-        write_json(path, metrics | {chapter: before | _plain(results)})
+        kept = metrics.get(chapter, {}) if extend else {}
+        for key in results:
+            kept.pop(f"{key}_reason", None)  # an older run's
+        write_json(path, metrics | {chapter: kept | _plain(results)})
 
 
 def _plain(value: Any) -> Any:

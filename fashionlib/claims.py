@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from fashionlib import artifacts
 from fashionlib.catalogue import CLASS_NAMES
-from fashionlib.evaluation import Estimate, escape, table
+from fashionlib.evaluation import Estimate, escape, recalls, table
 
 
 @functools.cache
@@ -176,9 +176,9 @@ def bias(metrics: dict) -> tuple[str, str]:
     Taught in: chapter 6
     """
     network, text = metrics["classifier"], texts()["bias"]
-    recall = map(Estimate, network["recall"], network["recall_ci95"])
-    (low, worst), *_, (high, best) = sorted(zip(recall, CLASS_NAMES, strict=True))
-    ends = f"{low:.1%} for {worst} and {high:.1%} for {best}"
+    recall = recalls(network)
+    worst, best = min(recall, key=recall.get), max(recall, key=recall.get)
+    ends = f"{recall[worst]:.1%} for {worst} and {recall[best]:.1%} for {best}"
     verdict = text["unequal" if network["recall_equality_p"] < 0.05 else "undecided"]
     return text["measured"].format(ends=ends, **network), verdict.format(**network)
 

@@ -146,12 +146,17 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
     Keys: count, accuracy, accuracy_ci95, macro_f1, precision[6], recall[6],
     recall_ci95[6], confusion[6][6] (rows are true classes), recall_equality_p,
     true_distribution[6], predicted_distribution[6], expected_calibration_error (15
-    bins; Guo et al. 2017), gender_errors, category_errors, both_errors.
+    bins; Guo et al. 2017), gender_errors, category_errors, both_errors. None: the
+    recall of a class without images, and the precision of one that is never predicted.
+    Macro-F1 is the mean over the classes that occur. Raises InputError for no images.
     Taught in: chapter 2
     """
+    if not len(labels):
+        raise InputError("there are no images to evaluate.")
     predicted = logits.argmax(1)
     confusion = (6 * labels + predicted).bincount(minlength=36).view(6, 6).numpy()
     found, count, answers = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    f1 = _fractions(2 * found, count + answers)
     gender = predicted % 2 != labels % 2  # class = 2 * category + gender
     category = predicted // 2 != labels // 2
     bins = reliability(logits, labels)
@@ -160,10 +165,12 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "count": len(labels),
         "accuracy": float(found.sum() / len(labels)),
         "accuracy_ci95": wilson_interval(found.sum(), len(labels)),
-        "macro_f1": float((2 * found / np.maximum(count + answers, 1)).mean()),
-        "precision": (found / np.maximum(answers, 1)).tolist(),
-        "recall": (found / np.maximum(count, 1)).tolist(),
-        "recall_ci95": [wilson_interval(found[k], count[k]) for k in range(6)],
+        "macro_f1": float(np.mean([f for f in f1 if f is not None])),
+        "precision": _fractions(found, answers),
+        "recall": _fractions(found, count),
+        "recall_ci95": [
+            wilson_interval(found[k], count[k]) if count[k] else None for k in range(6)
+        ],
         "confusion": confusion.tolist(),
         "recall_equality_p": recall_equality(confusion),
         "true_distribution": class_distribution(labels),
@@ -173,6 +180,25 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "category_errors": int((~gender & category).sum()),
         "both_errors": int((gender & category).sum()),
     }
+
+
+def _fractions(found: np.ndarray, counts: np.ndarray) -> list[float | None]:
+    """The fraction of each class, None where there is nothing to count."""
+    pairs = zip(found.tolist(), counts.tolist(), strict=True)
+    return [part / count if count else None for part, count in pairs]
+
+
+def recalls(result: dict) -> dict[str, Estimate]:
+    """The recall of each class that has images, by its name.
+
+    result: what `evaluate` returned, or the entry "classifier" of metrics.json.
+    Taught in: chapter 2
+    """
+    from fashionlib.catalogue import CLASS_NAMES
+
+    estimates = map(Estimate, result["recall"], result["recall_ci95"])
+    named = zip(CLASS_NAMES, estimates, strict=True)
+    return {name: recall for name, recall in named if recall.value is not None}
 
 
 def recall_equality(confusion: Sequence[Sequence[int]]) -> float:

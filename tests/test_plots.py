@@ -16,7 +16,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from PIL import Image
 
 from fashionlib import plots
-from fashionlib.evaluation import Estimate
+from fashionlib.evaluation import Estimate, no_estimate
 
 NAMES = [f"series {i}" for i in range(9)]  # the most that a chapter draws
 X = [0.0, 0.5, 1.0]
@@ -123,6 +123,70 @@ def test_a_notebook_shows_its_figure_once_whatever_the_backend(backend, monkeypa
     assert set(bars) == {"image/png", "text/plain"}
     assert bars["text/plain"].startswith("fraction of images: ours Men/Accessories 0.1")
     assert caption["text/markdown"] == "*Six bars.*"
+
+
+NOTHING, SOMETHING, NAN = no_estimate(1), Estimate(0.5, [0.4, 0.6]), float("nan")
+DEGENERATE = {  # what is drawn: its words
+    "no image": (plots.image_grid, [[]], "There is no image"),
+    "rows without an image": (plots.image_rows, [{"a": []}], "There is no image"),
+    "an empty row": (plots.image_rows, [{"a": [], "b": [solid(1)]}], "Images: "),
+    "zeros": (plots.image_rows, [{"a": [np.zeros((4, 4))]}], "Images: a"),
+    "NaN": (plots.image_rows, [{"a": [np.full((3, 4, 4), NAN)]}], "Images: a"),
+    "thin": (
+        plots.image_grid,
+        [[solid(1, 300, 1)], ["Men/Other"]],
+        "Images: Men/Other",
+    ),
+    "bars of zeros": (plots.class_bars, [{"a": [0] * 6}], "fraction of images: a"),
+    "no estimate": (plots.estimates, [{"a": {}}, "x"], "There is no number"),
+    "one point": (plots.estimates, [{"a": {"b": SOMETHING}}, "x"], "x: a b 0.5."),
+    "a gap": (
+        plots.estimates,
+        [{"a": {"b": NOTHING, "c": SOMETHING}}, "x"],
+        "x: a b no number, c 0.5.",
+    ),
+    "gaps": (plots.estimates, [{"a": {"b": NOTHING}}, "x"], "x: a b no number."),
+    "a line of one": (
+        plots.panels,
+        [{"y": {"a": ([1], [2])}}, "x"],
+        "y against x: a begins at 2, ends at 2.",
+    ),
+    "a line of none": (
+        plots.panels,
+        [{"y": {"a": ([], [])}}, "x"],
+        "y against x: a begins at no number",
+    ),
+    "a line of NaN": (
+        plots.panels,
+        [{"y": {"a": (["u", "v"], [NOTHING, NOTHING])}}, "x"],
+        "y against x: a begins at no number",
+    ),
+    "letters that the font lacks": (
+        plots.image_grid,
+        [[solid(1)], ["日本 \x07"]],
+        "Images: 日本",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_a_figure_of_nothing_or_of_one_thing_is_drawn_and_described(name):
+    draw, given, words = DEGENERATE[name]
+    figure = draw(*given)
+    assert pixels(plots.png(figure, scale=1)).shape[2] == 3
+    text = repr(figure)
+    assert text.startswith(words)
+    assert "nan" not in text
+    assert ".." not in text
+
+
+def test_a_map_with_one_pixel_is_not_shown_as_empty():
+    """Its 99.5th percentile is 0."""
+    size = np.zeros((100, 100))
+    size[3, 4] = 1e-6
+    shown = plots._imshow(size)
+    assert shown["vmax"] == size.max()
 
 
 def test_images_keep_their_shape_and_order():
