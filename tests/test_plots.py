@@ -20,7 +20,8 @@ from fashionlib.evaluation import Estimate, no_estimate
 
 NAMES = [f"series {i}" for i in range(9)]  # the most that a chapter draws
 X = [0.0, 0.5, 1.0]
-ESTIMATES = [Estimate(0.5, [0.4, 0.6])] * 3
+NOTHING, SOMETHING, NAN = no_estimate(1), Estimate(0.5, [0.4, 0.6]), float("nan")
+ESTIMATES = [SOMETHING] * 3
 SERIES = {
     "bars": lambda: plots.class_bars({name: [0.1] * 6 for name in NAMES}),
     "estimates": lambda: plots.estimates(
@@ -81,6 +82,34 @@ def test_text_of_data_is_no_formula():
     assert "$" not in "".join(ticks)
 
 
+ODD = ["$\\frac{x$", "Was $20 now $10", "$", "a_b^c {", "50 % \\", "<b>&amp;</b>"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_no_text_of_a_figure_is_read_as_markup(odd):
+    """Whatever reaches a figure may come from a catalogue: titles, rows and axes."""
+    with plots.axes() as (own, ax):
+        ax.set(title=odd, xlabel=odd, xticks=[0], xticklabels=[odd])
+        ax.annotate(odd, (0, 0))
+        ax.scatter([0], [0], label=odd)
+        own.legend()
+    figures = [
+        own,
+        plots.image_grid([solid(9)], [odd]),
+        plots.image_rows({odd: [solid(9)]}, [odd]),
+        plots.class_bars({odd: [0.1] * 6, "b": [0.1] * 6}, odd),
+        plots.estimates({odd: {odd: SOMETHING}, "b": {odd: SOMETHING}}, odd),
+        plots.panels({odd: {odd: ([odd, "b"], [1, 2])}}, odd),
+        plots.text_figure(odd),
+    ]
+    for figure in figures:
+        plots.png(figure, scale=1)
+        written = [text for text in figure.findobj(mpl.text.Text) if text.get_text()]
+        assert not any(text.get_parse_math() for text in written)
+        assert not any(text.get_usetex() for text in written)
+        assert " ".join(odd.split()) in repr(figure)
+
+
 @pytest.mark.slow
 def test_pyplot_is_not_needed():
     code = "import sys, fashionlib.plots; print('matplotlib.pyplot' in sys.modules)"
@@ -125,7 +154,6 @@ def test_a_notebook_shows_its_figure_once_whatever_the_backend(backend, monkeypa
     assert caption["text/markdown"] == "*Six bars.*"
 
 
-NOTHING, SOMETHING, NAN = no_estimate(1), Estimate(0.5, [0.4, 0.6]), float("nan")
 DEGENERATE = {  # what is drawn: its words
     "no image": (plots.image_grid, [[]], "There is no image"),
     "rows without an image": (plots.image_rows, [{"a": []}], "There is no image"),
