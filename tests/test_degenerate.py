@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from networks import small
 
-from fashionlib import artifacts, dcgan, images, runtime, training
+from fashionlib import artifacts, claims, dcgan, images, runtime, training
 from fashionlib.data import prepare
 from fashionlib.runtime import InputError
 
@@ -121,3 +121,41 @@ def test_a_set_without_images_is_named(count, tmp_path):
                 prepared.subset(split, 8)
         assert len(prepared.subset(split, 8, [5]).rows) == 0
     assert count > 3 or counts.get("test", 0) * counts.get("validation", 0) == 0
+
+
+# --- what the claims say of it --------------------------------------------------------
+
+
+def test_a_class_without_a_generator_is_told_and_not_judged():
+    metrics = artifacts.measured("small-cpu")
+    alone = {"2": metrics["dcgan"]["2"]}
+    _, expected = claims.gan({"dcgan": alone})
+    left_out = {"1": {"images": 3, "reason": "3 training images; 8 are needed"}}
+    measured, verdict = claims.gan({"dcgan": left_out | alone})
+    assert verdict == expected
+    assert "Women/Accessories: 3 training images; 8 are needed" in measured
+
+
+def test_a_class_without_images_is_neither_best_nor_worst():
+    metrics = artifacts.measured("small-cpu")
+    network = metrics["classifier"]
+    for k, value in {0: None, 5: None, 2: 0.25}.items():
+        network["recall"][k] = value
+        network["recall_ci95"][k] = value and [0.1, 0.4]
+    measured, _ = claims.bias(metrics)
+    assert "25.0% (10.0% to 40.0%) for Men/Apparel" in measured
+    assert "Men/Accessories" not in measured
+
+
+def test_what_is_null_is_undecided():
+    """Maps of zeros, one image: every number of chapters 3 and 4 may be missing."""
+    metrics = artifacts.measured("small-224-cpu")
+    guided = metrics["guided_backprop"]
+    for values in (guided, guided["face_density"]):
+        for key in [key for key in values if key.endswith("_ci95")]:
+            values[key] = values[key.removesuffix("_ci95")] = None
+    told = {found.claim: found for found in claims.verdicts(metrics)}
+    for claim in ("C5", "C7"):
+        assert "Undecided: there is no interval." in told[claim].measured
+        assert "None" not in told[claim].measured
+        assert told[claim].verdict.startswith("undecided")
