@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from fashionlib import artifacts
 from fashionlib.catalogue import CLASS_NAMES
-from fashionlib.evaluation import Estimate, escape, table
+from fashionlib.evaluation import Estimate, escape, recalls, table
 
 
 @functools.cache
@@ -176,9 +176,9 @@ def bias(metrics: dict) -> tuple[str, str]:
     Taught in: chapter 6
     """
     network, text = metrics["classifier"], texts()["bias"]
-    recall = map(Estimate, network["recall"], network["recall_ci95"])
-    (low, worst), *_, (high, best) = sorted(zip(recall, CLASS_NAMES, strict=True))
-    ends = f"{low:.1%} for {worst} and {high:.1%} for {best}"
+    recall = recalls(network)
+    worst, best = min(recall, key=recall.get), max(recall, key=recall.get)
+    ends = f"{recall[worst]:.1%} for {worst} and {recall[best]:.1%} for {best}"
     verdict = text["unequal" if network["recall_equality_p"] < 0.05 else "undecided"]
     return text["measured"].format(ends=ends, **network), verdict.format(**network)
 
@@ -234,7 +234,11 @@ def gan(metrics: dict) -> tuple[str, str]:
     """
     text, measured, copied, nearer = texts()["gan"], [], False, True
     for label, found in metrics["dcgan"].items():
-        measured.append(text["measured"].format(name=CLASS_NAMES[int(label)], **found))
+        name = CLASS_NAMES[int(label)]
+        if "reason" in found:  # too few images for a generator
+            measured.append(f"{name}: {found['reason']}")
+            continue
+        measured.append(text["measured"].format(name=name, **found))
         copied |= found["nearest_neighbour_ratio"] <= 0.5
         nearer &= found["frechet_distance"] < found["baseline_frechet_distance"]
     verdict = [text["copies" if copied else "new"], text["nearer" if nearer else "far"]]

@@ -26,7 +26,9 @@ from fashionlib.runtime import InputError
 class Estimate(NamedTuple):
     """A number, its 95 % interval [low, high], and how many values it comes from.
 
-    A format applies to all three numbers, `+` and `%` included.
+    A format applies to all three numbers, `+` and `%` included. Where there are too few
+    values all three are NaN (`no_estimate`): a figure leaves them out, a table and a
+    sentence say why, and metrics.json has null with the reason.
     Taught in: chapter 2
     """
 
@@ -34,7 +36,15 @@ class Estimate(NamedTuple):
     ci95: Sequence[float]
     count: int = 0
 
+    @property
+    def reason(self) -> str:
+        """Why there is no number; empty where there is one."""
+        known = all(map(math.isfinite, self.ci95))
+        return "" if known else f"too few values for an interval: {self.count}"
+
     def __format__(self, spec: str) -> str:
+        if self.reason:
+            return f"no number ({self.reason})"
         return f"{self.value:{spec}} ({self.ci95[0]:{spec}} to {self.ci95[1]:{spec}})"
 
     def in_percent(self) -> Estimate:
@@ -45,10 +55,18 @@ class Estimate(NamedTuple):
         return Estimate(100 * self.value, [100 * x for x in self.ci95], self.count)
 
 
+def no_estimate(count: int) -> Estimate:
+    """What stands for a number that `count` values are too few to tell.
+
+    Taught in: chapter 3
+    """
+    return Estimate(math.nan, [math.nan, math.nan], count)
+
+
 def mean_interval(values: torch.Tensor | np.ndarray) -> Estimate:
     """Mean of values (N,) with its interval by Student's t (1908); NaN is left out.
 
-    Raises InputError for fewer than two values.
+    Fewer than two values are `no_estimate`.
     Taught in: chapter 3
     """
     from scipy import special, stats
@@ -56,7 +74,7 @@ def mean_interval(values: torch.Tensor | np.ndarray) -> Estimate:
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
     if len(values) < 2:
-        raise InputError(f"an interval needs two values; found {len(values)}.")
+        return no_estimate(len(values))
     mean = float(values.mean())
     reach = float(special.stdtrit(len(values) - 1, 0.975) * stats.sem(values))
     return Estimate(mean, [mean - reach, mean + reach], len(values))
@@ -76,14 +94,16 @@ def wilson_interval(correct: int, count: int) -> list[float]:
 
 
 def accuracy(correct: torch.Tensor | np.ndarray | Sequence[int]) -> Estimate:
-    """Fraction that is correct, with Wilson's interval.
+    """Fraction that is correct, with Wilson's interval; of none `no_estimate`.
 
     correct: bool (M,), one for each image, or the two numbers (correct, images).
     Taught in: chapter 2
     """
     mask = hasattr(correct, "dtype")
     found, count = (int(correct.sum()), len(correct)) if mask else correct
-    return Estimate(found / max(count, 1), wilson_interval(found, count), count)
+    if not count:
+        return no_estimate(count)
+    return Estimate(found / count, wilson_interval(found, count), count)
 
 
 def newcombe_interval(first: tuple[int, int], second: tuple[int, int]) -> list[float]:
@@ -132,12 +152,17 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
     recall_ci95[6], confusion[6][6] (rows are true classes), recall_equality_p,
     marginal_homogeneity_p, true_distribution[6], predicted_distribution[6],
     expected_calibration_error (15 bins; Guo et al. 2017), gender_errors,
-    category_errors, both_errors.
+    category_errors, both_errors. None: the recall of a class without images, and the
+    precision of one that is never predicted. Macro-F1 is the mean over the classes that
+    occur. Raises InputError for no images.
     Taught in: chapter 2
     """
+    if not len(labels):
+        raise InputError("there are no images to evaluate.")
     predicted = logits.argmax(1)
     confusion = (6 * labels + predicted).bincount(minlength=36).view(6, 6).numpy()
     found, count, answers = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    f1 = _fractions(2 * found, count + answers)
     gender = predicted % 2 != labels % 2  # class = 2 * category + gender
     category = predicted // 2 != labels // 2
     bins = reliability(logits, labels)
@@ -146,10 +171,12 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "count": len(labels),
         "accuracy": float(found.sum() / len(labels)),
         "accuracy_ci95": wilson_interval(found.sum(), len(labels)),
-        "macro_f1": float((2 * found / np.maximum(count + answers, 1)).mean()),
-        "precision": (found / np.maximum(answers, 1)).tolist(),
-        "recall": (found / np.maximum(count, 1)).tolist(),
-        "recall_ci95": [wilson_interval(found[k], count[k]) for k in range(6)],
+        "macro_f1": float(np.mean([f for f in f1 if f is not None])),
+        "precision": _fractions(found, answers),
+        "recall": _fractions(found, count),
+        "recall_ci95": [
+            wilson_interval(found[k], count[k]) if count[k] else None for k in range(6)
+        ],
         "confusion": confusion.tolist(),
         "recall_equality_p": recall_equality(confusion),
         "marginal_homogeneity_p": marginal_homogeneity(confusion),
@@ -160,6 +187,25 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "category_errors": int((~gender & category).sum()),
         "both_errors": int((gender & category).sum()),
     }
+
+
+def _fractions(found: np.ndarray, counts: np.ndarray) -> list[float | None]:
+    """The fraction of each class, None where there is nothing to count."""
+    pairs = zip(found.tolist(), counts.tolist(), strict=True)
+    return [part / count if count else None for part, count in pairs]
+
+
+def recalls(result: dict) -> dict[str, Estimate]:
+    """The recall of each class that has images, by its name.
+
+    result: what `evaluate` returned, or the entry "classifier" of metrics.json.
+    Taught in: chapter 2
+    """
+    from fashionlib.catalogue import CLASS_NAMES
+
+    estimates = map(Estimate, result["recall"], result["recall_ci95"])
+    named = zip(CLASS_NAMES, estimates, strict=True)
+    return {name: recall for name, recall in named if recall.value is not None}
 
 
 def recall_equality(confusion: Sequence[Sequence[int]]) -> float:
