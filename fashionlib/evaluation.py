@@ -245,20 +245,19 @@ def marginal_homogeneity(confusion: Sequence[Sequence[int]]) -> float:
 
 
 def largest_shift(confusion: Sequence[Sequence[int]]) -> tuple[int, Estimate]:
-    """The class whose predicted fraction differs most from its true one, and by how much.
+    """The class whose fraction is shifted most, and predicted minus true fraction.
 
-    confusion: (6, 6), rows are true classes. The Estimate is predicted minus true, on
-    the same images (`agresti_min_interval`). It is picked as the largest of all classes
-    that occur, so the interval is one of as many comparisons.
+    confusion: (6, 6), rows are true classes. The interval is Agresti's and Min's, both
+    fractions being of the same images; as the largest of six is picked after looking,
+    it is one of six comparisons.
     Taught in: chapter 2
     """
     matrix = np.asarray(confusion)
     pairs = np.indices(matrix.shape).reshape(2, -1)  # (true, predicted) of each cell
     true, predicted = pairs.repeat(matrix.ravel(), axis=1)  # (M,) each
-    shifts = (matrix.sum(0) - matrix.sum(1)) / max(len(true), 1)
+    shifts = (matrix.sum(0) - matrix.sum(1)) / len(true)
     k = int(np.abs(shifts).argmax())
-    occur = int((matrix + matrix.T).any(1).sum())
-    bounds = agresti_min_interval(predicted == k, true == k, comparisons=max(occur, 1))
+    bounds = agresti_min_interval(predicted == k, true == k, comparisons=len(matrix))
     return k, Estimate(float(shifts[k]), bounds, len(true))
 
 
