@@ -162,10 +162,11 @@ def _answers(topic: str, values: dict) -> list[tuple[str, str]]:
         found, say = _estimate(values, key), question["say"]
         where = side(found.ci95, question["reference"]) if found else "missing"
         answer = question.get(where, texts()["answer"][where])
-        if not found:
-            reason = values.get(f"{key}_reason") or "there is no interval"
-            say = say.partition("{answer}")[0] + f"{{answer}}: {escape(reason)}."
-        answers.append((where, say.format(answer=answer, found=found)))
+        reason = values.get(f"{key}_reason") or "there is no interval"
+        sentence = say.partition("{answer}")[0] + f"{answer}: {reason}."
+        if found:
+            sentence = say.format(answer=answer, found=found)
+        answers.append((where, sentence))
     return answers
 
 
