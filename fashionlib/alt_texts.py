@@ -23,7 +23,8 @@ def in_words(figure: Figure) -> str:
     sentences = []
     for axes in figure.axes:
         names = " against ".join(filter(None, [axes.get_ylabel(), axes.get_xlabel()]))
-        sentences.append(f"{names}: {'; '.join(_values(axes))}.".removeprefix(": "))
+        values = "; ".join(_values(axes)).removesuffix(".")
+        sentences.append(f"{names}: {values}.".removeprefix(": "))
     text = " ".join(" ".join(sentences).replace("/\n", "/").split())
     if len(text) > 700:
         text = text[:690].rsplit(" ", 1)[0] + " and more."
@@ -58,12 +59,14 @@ def _series(drawn: BarContainer | ErrorbarContainer, columns: list, rows: list) 
     else:
         x, y = drawn[0].get_xydata().T
         if drawn[0].get_linestyle() != "None":
-            names, values = ["begins at", "ends at"], y[np.isfinite(y)][[0, -1]]
+            names, values = ["begins at", "ends at"], y[np.isfinite(y)]
+            values = values[[0, -1]] if len(values) else [np.nan, np.nan]
         else:
             names, values = (
                 ([rows[int(place)] for place in y], x) if rows else ([""], y)
             )
     pairs = [f"{name} {value:.3g}" for name, value in zip(names, values, strict=True)]
+    pairs = [pair.replace(" nan", " no number") for pair in pairs]
     return f"{drawn.get_label()} {', '.join(pairs)}"
 
 

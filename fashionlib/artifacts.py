@@ -76,9 +76,10 @@ def publish(run: str, chapter: str, results: dict, *, extend: bool = False) -> N
     """Write what a chapter has measured into its entry of the run's metrics.json.
 
     results: plain values, dictionaries and lists of them, arrays, tensors. An
-    `evaluation.Estimate` under `name` becomes `name` and `name_ci95`. The entries of
-    other chapters stay as they are; extend: so do the entry's other keys (chapter 4
-    adds to what chapter 3 has written).
+    `evaluation.Estimate` under `name` becomes `name` and `name_ci95`; where it is no
+    number both are null, and `name_reason` says why. The entries of other chapters stay
+    as they are; extend: so do the entry's other keys (chapter 4 adds to what chapter 3
+    has written).
     Raises InputError for a number that is not finite: null with a reason says more.
     Taught in: chapter 1
     """
@@ -87,8 +88,10 @@ def publish(run: str, chapter: str, results: dict, *, extend: bool = False) -> N
     path = folder(run) / "metrics.json"
     with FileLock(f"{path}.lock"):
         metrics = read_json(path)
-        before = metrics.get(chapter, {}) if extend else {}
-        write_json(path, metrics | {chapter: before | _plain(results)})
+        kept = metrics.get(chapter, {}) if extend else {}
+        for key in results:
+            kept.pop(f"{key}_reason", None)  # an older run's
+        write_json(path, metrics | {chapter: kept | _plain(results)})
 
 
 def _plain(value: Any) -> Any:
@@ -98,6 +101,9 @@ def _plain(value: Any) -> Any:
         for key, item in value.items():
             if hasattr(item, "ci95"):
                 plain |= {key: item.value, f"{key}_ci95": item.ci95}
+                if item.reason:
+                    plain |= {key: None, f"{key}_ci95": None}
+                    plain[f"{key}_reason"] = item.reason
             else:
                 plain[str(key)] = _plain(item)
         return plain

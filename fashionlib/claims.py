@@ -1,13 +1,15 @@
 """The study's nine claims, decided by the numbers of a run, and the sentences for it.
 
-    claims.verdict_table(claims.verdicts(artifacts.read_metrics("sample")))
+    experiments = {"resolution": artifacts.measured("resolution")}
+    claims.verdict_table(claims.verdicts(artifacts.read_metrics("sample"), experiments))
     claims.tell("outline", guided)     # "Do the maps ...? Yes, +0.48 (+0.45 to +0.51)."
     claims.reading(gain > 0, "Flips help.", f"Here they do not: {gain:+.1f} points.")
 
 C1 data, C2 network_choice, C3 accuracy, C4 bias, C5 outline, C6 resizing, C7 face, C8
-transfer, C9 gan: each is a function from metrics to (measured, verdict). The study's
-words and the questions are in claims.toml; intervals answer them. What lacks
-photographs, first weights or a chapter is "not measured here": why, and the command.
+transfer, C9 gan: each is a function from metrics to (measured, verdict), of nothing but
+their numbers. The study's words and the questions are in claims.toml; intervals answer
+them. What lacks photographs, first weights or a chapter is "not measured here": why,
+and the command. Null and what is not finite count as missing, and decide nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from __future__ import annotations
 import functools
 import math
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fashionlib import artifacts
+from fashionlib import evaluation
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.evaluation import Estimate, escape, table
 
@@ -45,16 +48,38 @@ class Verdict(NamedTuple):
         return texts()["shown"].format(*map(escape, self[1:]))
 
 
+def is_interval(found: Any) -> bool:
+    """Whether it is [low, high]: two finite numbers in this order.
+
+    Taught in: chapter 3
+    """
+    try:
+        low, high = map(float, found)
+    except (TypeError, ValueError):
+        return False
+    return -math.inf < low <= high < math.inf
+
+
 def side(interval: list[float] | None, reference: float = 0.0) -> str:
     """Where an interval [low, high] lies: above or below the reference, or undecided.
 
-    Undecided is an interval that holds the reference, is missing or is not finite.
+    Undecided is an interval that holds the reference, and one that is none.
     Taught in: chapter 3
     """
-    if interval is None or not all(map(math.isfinite, interval)):
+    if not is_interval(interval):
         return "undecided"
     low, high = interval
     return "above" if low > reference else "below" if high < reference else "undecided"
+
+
+def tells_apart(first: Estimate, second: Estimate) -> bool | None:
+    """Whether the first interval lies wholly above the second; None if one is missing.
+
+    Taught in: chapter 3b
+    """
+    if not (is_interval(first.ci95) and is_interval(second.ci95)):
+        return None
+    return first.ci95[0] > second.ci95[1]
 
 
 def reading(condition: Any, sentence: str, otherwise: str) -> None:
@@ -78,17 +103,11 @@ def tell(topic: str, values: dict) -> str:
 
     topic: a table of claims.toml (outline, sanity, faithful). values: Estimates, or
     numbers with their intervals under `<key>_ci95`, as metrics.json has them. What has
-    no finite interval is undecided, and its number is not told.
+    no finite interval is undecided, its number is not told, but the reason if there is
+    one under `<key>_reason`.
     Taught in: chapter 3
     """
-    sentences = []
-    for key, question in texts()[topic].items():
-        found, say = _estimate(values, key), question["say"]
-        answer = texts()["answer"][side(found.ci95, question["reference"])]
-        if not all(map(math.isfinite, found.ci95)):
-            say = say.partition("{answer}")[0] + "{answer}: there is no interval."
-        sentences.append(say.format(answer=answer, found=found))
-    return " ".join(sentences)
+    return " ".join(sentence for _, sentence in _answers(topic, values))
 
 
 def known_networks(guided: dict) -> str:
@@ -97,13 +116,17 @@ def known_networks(guided: dict) -> str:
     guided: the entry "guided_backprop" of metrics.json, after chapter 3b.
     Taught in: chapter 3b
     """
-    methods = guided.get("methods", {})
-    told = [name for name in methods if methods[name].get("tells_networks_apart")]
-    names = ", ".join(told).replace("grad_cam", "Grad-CAM").replace("_", " ") or "none"
-    names = names.replace("smoothgrad", "SmoothGrad")
-    if not any("tells_networks_apart" in found for found in methods.values()):
+    text, methods = texts()["known_networks"], guided.get("methods") or {}
+    found = {True: [], False: [], None: []}  # they do, they do not, not measured
+    for name, values in methods.items():
+        found[values.get("tells_networks_apart")].append(text["names"].get(name, name))
+    if not found[True] + found[False]:
         return texts()["not_measured"]["known_networks"]
-    return f"{len(told)} of {len(methods)} methods tell the networks apart: {names}."
+    told = ", ".join(found[True]) or "none"
+    sentence = text["say"].format(count=len(found[True]), of=len(methods), told=told)
+    if found[None]:
+        sentence += text["undecided"].format(", ".join(found[None]))
+    return sentence
 
 
 def face_sentence(guided: dict) -> str:
@@ -114,26 +137,87 @@ def face_sentence(guided: dict) -> str:
     """
     if guided["face_reason"]:
         return texts()["not_measured"]["face"].format(reason=guided["face_reason"])
-    values = guided | guided["face_density"]
+    values = guided | (guided.get("face_density") or {})
     return f"{tell('face', values)} {tell('face_controls', values)}"
 
 
-def _estimate(values: dict, key: str) -> Estimate:
-    found, ci95 = values[key], values.get(f"{key}_ci95") or [math.nan, math.nan]
-    return found if isinstance(found, Estimate) else Estimate(found, ci95)
+def mark(metrics: dict, subject: str) -> str:
+    """What of a kept run was measured with a defect that is mended; empty if nothing.
+
+    metrics: its JSON; `superseded` lists keys, each with a reason and the subjects that
+    it affects: claims, "sanity". A new run has no such list.
+    Taught in: chapter 6
+    """
+    text, words = texts()["superseded"], {}  # words: in their order, each once
+    for found in metrics.get("superseded", ()):
+        if subject in found["affects"]:
+            words[text.get(found["reason"], found["reason"])] = None
+    return text["mark"].format("; ".join(words)) if words else ""
+
+
+def _answers(topic: str, values: dict) -> list[tuple[str, str]]:
+    """Of each question the side of its interval, or "missing", and the sentence."""
+    answers = []
+    for key, question in texts()[topic].items():
+        found, say = _estimate(values, key), question["say"]
+        where = side(found.ci95, question["reference"]) if found else "missing"
+        answer = question.get(where, texts()["answer"][where])
+        reason = values.get(f"{key}_reason") or "there is no interval"
+        sentence = say.partition("{answer}")[0] + f"{answer}: {reason}."
+        if found:
+            sentence = say.format(answer=answer, found=found)
+        answers.append((where, sentence))
+    return answers
+
+
+def _estimate(values: dict, key: str) -> Estimate | None:
+    """A number with its interval, as it is or from `<key>_ci95`; None if one is not."""
+    found = values.get(key)
+    if not isinstance(found, Estimate):
+        found = Estimate(found, values.get(f"{key}_ci95"))
+    known = is_interval(found.ci95) and is_interval([found.value] * 2)
+    return found if known else None
 
 
 def _decide(topic: str, values: dict) -> tuple[str, str]:
     """The answers to a topic's questions, and one word for all where they agree."""
-    questions = texts()[topic].items()
-    sides = {side(_estimate(values, key).ci95, q["reference"]) for key, q in questions}
-    badge = texts()["badge"][sides.pop() if len(sides) == 1 else "several"]
-    return tell(topic, values), texts()["scope"].get(topic, "{}").format(badge)
+    sides, sentences = zip(*_answers(topic, values), strict=True)
+    where = sides[0] if len(set(sides)) == 1 else "several"
+    badge = texts()["badge"]["missing" if "missing" in sides else where]
+    return " ".join(sentences), texts()["scope"].get(topic, "{}").format(badge)
 
 
 # --- the nine claims ------------------------------------------------------------------
 
 
+def _measured(values: Any) -> Any:
+    """Without null, numbers that are not finite and intervals that are none."""
+    if isinstance(values, dict):
+        kept = {}
+        for key, value in values.items():
+            value = _measured(value)
+            if value is not None and (is_interval(value) or not key.endswith("_ci95")):
+                kept[key] = value
+        return kept
+    if isinstance(values, list):
+        return None if None in map(_measured, values) else values
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def _claim(decide: Callable[[dict], tuple[str, str]]) -> Callable:
+    """A claim that is "not measured here" where a number that it needs is missing."""
+
+    @functools.wraps(decide)
+    def decided(metrics: dict) -> tuple[str, str]:
+        try:
+            return decide(_measured(metrics))
+        except KeyError as key:
+            return "nothing", texts()["not_measured"]["entry"].format(key)
+
+    return decided
+
+
+@_claim
 def data(metrics: dict) -> tuple[str, str]:
     """C1: the counts of the catalogue; the study's own contradict its split.
 
@@ -144,6 +228,7 @@ def data(metrics: dict) -> tuple[str, str]:
     return text["measured"].format(**found), verdict
 
 
+@_claim
 def network_choice(metrics: dict) -> tuple[str, str]:
     """C2: the least errors among the ResNets, by torchvision's own figures.
 
@@ -154,6 +239,7 @@ def network_choice(metrics: dict) -> tuple[str, str]:
     return f"least top-1 and top-5 error: {' and '.join(least)}", verdict
 
 
+@_claim
 def accuracy(metrics: dict) -> tuple[str, str]:
     """C3: the test accuracy; ResNet152 from ImageNet's weights alone decides it.
 
@@ -170,19 +256,33 @@ def accuracy(metrics: dict) -> tuple[str, str]:
     return f"{found:.2%} by {names}", verdict
 
 
+@_claim
 def bias(metrics: dict) -> tuple[str, str]:
-    """C4: one test over the recalls of all classes, and how far the fractions shift.
+    """C4: two questions of the confusion matrix: equal fractions, equal recalls.
 
+    The study compared the fractions. Each question has one test over all classes.
     Taught in: chapter 6
     """
-    network, text = metrics["classifier"], texts()["bias"]
-    recall = map(Estimate, network["recall"], network["recall_ci95"])
-    (low, worst), *_, (high, best) = sorted(zip(recall, CLASS_NAMES, strict=True))
-    ends = f"{low:.1%} for {worst} and {high:.1%} for {best}"
-    verdict = text["unequal" if network["recall_equality_p"] < 0.05 else "undecided"]
-    return text["measured"].format(ends=ends, **network), verdict.format(**network)
+    confusion, text = metrics["classifier"]["confusion"], texts()["bias"]
+    recalls = []
+    for k, row in enumerate(confusion):
+        if any(row):
+            recalls.append((evaluation.accuracy((row[k], sum(row))), CLASS_NAMES[k]))
+    k, shift = evaluation.largest_shift(confusion)
+    shown = shift, CLASS_NAMES[k], *min(recalls), *max(recalls)
+    equal_fractions = evaluation.marginal_homogeneity(confusion)
+    found = {
+        "fractions": equal_fractions,
+        "recalls": evaluation.recall_equality(confusion),
+    }
+    words = [text["unequal" if p < 0.05 else "open"] for p in found.values()]
+    refuted = words.count(text["unequal"])
+    badge = texts()["badge"][("undecided", "several", "below")[refuted]]
+    verdict = text["verdict"].format(badge, *words, **found)
+    return text["measured"].format(*shown), verdict
 
 
+@_claim
 def outline(metrics: dict) -> tuple[str, str]:
     """C5: edges and silhouette, against another image and an untrained network.
 
@@ -191,6 +291,7 @@ def outline(metrics: dict) -> tuple[str, str]:
     return _decide("outline", metrics["guided_backprop"])
 
 
+@_claim
 def resizing(metrics: dict) -> tuple[str, str]:
     """C6: one network at 64x64 and at 224x224, from the experiment "resolution".
 
@@ -201,6 +302,7 @@ def resizing(metrics: dict) -> tuple[str, str]:
     return _decide("resizing", {"lost": Estimate(-gap, [-high, -low]).in_percent()})
 
 
+@_claim
 def face(metrics: dict) -> tuple[str, str]:
     """C7: saliency on the face, by area and in total, by training, and its blurring.
 
@@ -212,6 +314,7 @@ def face(metrics: dict) -> tuple[str, str]:
     return face_sentence(guided), _decide("face", guided | guided["face_density"])[1]
 
 
+@_claim
 def transfer(metrics: dict) -> tuple[str, str]:
     """C8: first weights made for clothes, from the experiment "transfer".
 
@@ -227,18 +330,31 @@ def transfer(metrics: dict) -> tuple[str, str]:
     return measured, verdict
 
 
+@_claim
 def gan(metrics: dict) -> tuple[str, str]:
-    """C9: distances of generated from real images beside a baseline, and copies.
+    """C9: new images, as near, varied and recognisable as real ones, in each class.
 
+    One half is the line where a part is most of the whole.
     Taught in: chapter 6
     """
-    text, measured, copied, nearer = texts()["gan"], [], False, True
+    text, measured, verdict = texts()["gan"], [], []
     for label, found in metrics["dcgan"].items():
-        measured.append(text["measured"].format(name=CLASS_NAMES[int(label)], **found))
-        copied |= found["nearest_neighbour_ratio"] <= 0.5
-        nearer &= found["frechet_distance"] < found["baseline_frechet_distance"]
-    verdict = [text["copies" if copied else "new"], text["nearer" if nearer else "far"]]
-    return "; ".join(measured), "; ".join(verdict)
+        name = CLASS_NAMES[int(label)]
+        if "reason" in found:  # too few images for a generator
+            verdict.append(f"{name}: not measured here: {found['reason']}")
+            continue
+        measured.append(text["measured"].format(name=name, **found))
+        passed = (
+            found["nearest_neighbour_ratio"] > 0.5,
+            found["frechet_distance"] < found["baseline_frechet_distance"],
+            found["frechet_distance"] <= found["real_real_distance"],
+            found["recall"] > 0.5,
+            found["accepted_fraction"] > 0.5,
+        )
+        pairs = zip(text["checks"], passed, strict=True)
+        fails = ", ".join(check for check, holds in pairs if not holds)
+        verdict.append(f"{name}: {text['fails'] if fails else text['holds']}{fails}")
+    return "; ".join(measured) or "nothing", "; ".join(verdict) or text["none"]
 
 
 # --- all of them ----------------------------------------------------------------------
@@ -246,22 +362,22 @@ def gan(metrics: dict) -> tuple[str, str]:
 CLAIMS = (data, network_choice, accuracy, bias, outline, resizing, face, transfer, gan)
 
 
-def verdicts(metrics: dict, kept: dict | None = None) -> list[Verdict]:
+def verdicts(metrics: dict, experiments: dict | None = None) -> list[Verdict]:
     """The nine verdicts; what has not run yet is "not measured here".
 
-    kept: the experiments "resolution" and "transfer", else those in benchmarks/results.
+    metrics: of a run. experiments: "resolution" and "transfer" of benchmarks/results,
+    for C6 and C8.
     Taught in: chapter 6
     """
-    kept = kept or {x: artifacts.measured(x) for x in ("resolution", "transfer")}
-    synthetic, results = metrics.get("data", {}).get("synthetic"), []
+    text, results = texts()["not_measured"], []
+    synthetic = (metrics.get("data") or {}).get("synthetic")
     for (claim, study), decide in zip(texts()["study"].items(), CLAIMS, strict=True):
-        try:
-            measured, verdict = decide(metrics | kept)
-        except KeyError as key:
-            measured, verdict = "nothing", texts()["not_measured"]["entry"].format(key)
-        if synthetic and decide in (bias, outline, face, gan):
-            verdict += texts()["not_measured"]["photographs"]
-        results.append(Verdict(claim, study, measured, verdict))
+        measured, verdict = decide(metrics | (experiments or {}))
+        if decide in (bias, outline, face, gan) and synthetic is not False:
+            verdict += text["photographs"]
+            if synthetic is None:  # of photographs or not: unknown
+                measured, verdict = "nothing", text["entry"].format("'synthetic'")
+        results.append(Verdict(claim, study, measured + mark(metrics, claim), verdict))
     return results
 
 

@@ -295,8 +295,8 @@ def fit(
     same numbers, a finished one returns at once. settings: what names the data there
     (`Prepared.checksum`, the class). trainer: another one, as experiments have it.
     options: device and precision, "auto" if they are not given.
-    Raises InputError for fewer images than a batch, another size, or losses that are no
-    longer finite. Radford et al. 2016, https://arxiv.org/abs/1511.06434
+    Raises InputError for fewer images than a batch, another size, images that are all
+    the same, or losses that are no longer finite. Radford et al. 2016, https://arxiv.org/abs/1511.06434
     Taught in: chapter 5
     """
     pixels = torch.from_numpy(train.images[train.rows])  # uint8: 12 KB an image
@@ -326,8 +326,10 @@ def _run(training: DCGANTrainer, pixels: Tensor, path: Path | None) -> None:
     recipe, log = training.recipe, training.log
     shown = {math.ceil(recipe.epochs * (i / 16) ** 1.5) for i in range(1, 17)}
     z = noise(64, recipe.latent_dim, seed=recipe.seed)  # the same at every look
-    real = pixels[:: max(1, len(pixels) // 64)][:64].cpu().numpy()
-    scale = max(gan_metrics.diversity(real), 1e-9)  # 0: all real ones are the same
+    some = images.random_subset(images.from_array(pixels), 64, recipe.seed).rows
+    scale = gan_metrics.diversity(pixels[some].cpu().numpy())
+    if not scale:
+        raise InputError(f"{len(some)} real images are all the same: take others.")
     done = log["history"][-1]["epoch"] if log["history"] else 0
     epochs = range(done + 1, recipe.epochs + 1)
     for epoch in runtime.progress(epochs, "DCGAN", unit="epoch"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,9 @@ from fashionlib.runtime import InputError
 class Estimate(NamedTuple):
     """A number, its 95 % interval [low, high], and how many values it comes from.
 
-    A format applies to all three numbers, `+` and `%` included.
+    A format applies to all three numbers, `+` and `%` included. Where there are too few
+    values all three are NaN (`no_estimate`): a figure leaves them out, a table and a
+    sentence say why, and metrics.json has null with the reason.
     Taught in: chapter 2
     """
 
@@ -33,7 +36,15 @@ class Estimate(NamedTuple):
     ci95: Sequence[float]
     count: int = 0
 
+    @property
+    def reason(self) -> str:
+        """Why there is no number; empty where there is one."""
+        known = all(map(math.isfinite, self.ci95))
+        return "" if known else f"too few values for an interval: {self.count}"
+
     def __format__(self, spec: str) -> str:
+        if self.reason:
+            return f"no number ({self.reason})"
         return f"{self.value:{spec}} ({self.ci95[0]:{spec}} to {self.ci95[1]:{spec}})"
 
     def in_percent(self) -> Estimate:
@@ -44,10 +55,18 @@ class Estimate(NamedTuple):
         return Estimate(100 * self.value, [100 * x for x in self.ci95], self.count)
 
 
+def no_estimate(count: int) -> Estimate:
+    """What stands for a number that `count` values are too few to tell.
+
+    Taught in: chapter 3
+    """
+    return Estimate(math.nan, [math.nan, math.nan], count)
+
+
 def mean_interval(values: torch.Tensor | np.ndarray) -> Estimate:
     """Mean of values (N,) with its interval by Student's t (1908); NaN is left out.
 
-    Raises InputError for fewer than two values.
+    Fewer than two values are `no_estimate`.
     Taught in: chapter 3
     """
     from scipy import special, stats
@@ -55,7 +74,7 @@ def mean_interval(values: torch.Tensor | np.ndarray) -> Estimate:
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
     if len(values) < 2:
-        raise InputError(f"an interval needs two values; found {len(values)}.")
+        return no_estimate(len(values))
     mean = float(values.mean())
     reach = float(special.stdtrit(len(values) - 1, 0.975) * stats.sem(values))
     return Estimate(mean, [mean - reach, mean + reach], len(values))
@@ -75,14 +94,16 @@ def wilson_interval(correct: int, count: int) -> list[float]:
 
 
 def accuracy(correct: torch.Tensor | np.ndarray | Sequence[int]) -> Estimate:
-    """Fraction that is correct, with Wilson's interval.
+    """Fraction that is correct, with Wilson's interval; of none `no_estimate`.
 
     correct: bool (M,), one for each image, or the two numbers (correct, images).
     Taught in: chapter 2
     """
     mask = hasattr(correct, "dtype")
     found, count = (int(correct.sum()), len(correct)) if mask else correct
-    return Estimate(found / max(count, 1), wilson_interval(found, count), count)
+    if not count:
+        return no_estimate(count)
+    return Estimate(found / count, wilson_interval(found, count), count)
 
 
 def newcombe_interval(first: tuple[int, int], second: tuple[int, int]) -> list[float]:
@@ -101,19 +122,23 @@ def newcombe_interval(first: tuple[int, int], second: tuple[int, int]) -> list[f
     return [p - q - down, p - q + up]
 
 
-def agresti_min_interval(first: torch.Tensor, second: torch.Tensor) -> list[float]:
+def agresti_min_interval(
+    first: torch.Tensor, second: torch.Tensor, *, comparisons: int = 1
+) -> list[float]:
     """95 % interval of the difference of two accuracies on the same images.
 
     first, second: bool (M,), correct or not; the difference is first minus second. Only
     images on which the two disagree count: Wald's interval with half an image added to
-    each of the four cells (Agresti and Min 2005).
+    each of the four cells (Agresti and Min 2005). comparisons: so many intervals hold
+    all their differences with 95 % (Bonferroni).
     Taught in: chapter 2b
     """
     count = len(first) + 2
     only_first = (first & ~second).sum().item() + 0.5
     only_second = (second & ~first).sum().item() + 0.5
     gap = (only_first - only_second) / count
-    reach = 1.959964 * math.sqrt(((only_first + only_second) / count - gap**2) / count)
+    z = NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    reach = z * math.sqrt(((only_first + only_second) / count - gap**2) / count)
     return [gap - reach, gap + reach]
 
 
@@ -125,13 +150,19 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
 
     Keys: count, accuracy, accuracy_ci95, macro_f1, precision[6], recall[6],
     recall_ci95[6], confusion[6][6] (rows are true classes), recall_equality_p,
-    true_distribution[6], predicted_distribution[6], expected_calibration_error (15
-    bins; Guo et al. 2017), gender_errors, category_errors, both_errors.
+    marginal_homogeneity_p, true_distribution[6], predicted_distribution[6],
+    expected_calibration_error (15 bins; Guo et al. 2017), gender_errors,
+    category_errors, both_errors. None: the recall of a class without images, and the
+    precision of one that is never predicted. Macro-F1 is the mean over the classes that
+    occur. Raises InputError for no images.
     Taught in: chapter 2
     """
+    if not len(labels):
+        raise InputError("there are no images to evaluate.")
     predicted = logits.argmax(1)
     confusion = (6 * labels + predicted).bincount(minlength=36).view(6, 6).numpy()
     found, count, answers = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    f1 = _fractions(2 * found, count + answers)
     gender = predicted % 2 != labels % 2  # class = 2 * category + gender
     category = predicted // 2 != labels // 2
     bins = reliability(logits, labels)
@@ -140,12 +171,15 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "count": len(labels),
         "accuracy": float(found.sum() / len(labels)),
         "accuracy_ci95": wilson_interval(found.sum(), len(labels)),
-        "macro_f1": float((2 * found / np.maximum(count + answers, 1)).mean()),
-        "precision": (found / np.maximum(answers, 1)).tolist(),
-        "recall": (found / np.maximum(count, 1)).tolist(),
-        "recall_ci95": [wilson_interval(found[k], count[k]) for k in range(6)],
+        "macro_f1": float(np.mean([f for f in f1 if f is not None])),
+        "precision": _fractions(found, answers),
+        "recall": _fractions(found, count),
+        "recall_ci95": [
+            wilson_interval(found[k], count[k]) if count[k] else None for k in range(6)
+        ],
         "confusion": confusion.tolist(),
         "recall_equality_p": recall_equality(confusion),
+        "marginal_homogeneity_p": marginal_homogeneity(confusion),
         "true_distribution": class_distribution(labels),
         "predicted_distribution": class_distribution(predicted),
         "expected_calibration_error": float(np.average(gaps, weights=bins["count"])),
@@ -153,6 +187,25 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "category_errors": int((~gender & category).sum()),
         "both_errors": int((gender & category).sum()),
     }
+
+
+def _fractions(found: np.ndarray, counts: np.ndarray) -> list[float | None]:
+    """The fraction of each class, None where there is nothing to count."""
+    pairs = zip(found.tolist(), counts.tolist(), strict=True)
+    return [part / count if count else None for part, count in pairs]
+
+
+def recalls(result: dict) -> dict[str, Estimate]:
+    """The recall of each class that has images, by its name.
+
+    result: what `evaluate` returned, or the entry "classifier" of metrics.json.
+    Taught in: chapter 2
+    """
+    from fashionlib.catalogue import CLASS_NAMES
+
+    estimates = map(Estimate, result["recall"], result["recall_ci95"])
+    named = zip(CLASS_NAMES, estimates, strict=True)
+    return {name: recall for name, recall in named if recall.value is not None}
 
 
 def recall_equality(confusion: Sequence[Sequence[int]]) -> float:
@@ -169,6 +222,43 @@ def recall_equality(confusion: Sequence[Sequence[int]]) -> float:
     table = np.stack([found, count - found])[:, count > 0]
     # Where all images are correct, or none, there is nothing to test.
     return float(chi2_contingency(table).pvalue) if table.sum(1).all() else 1.0
+
+
+def marginal_homogeneity(confusion: Sequence[Sequence[int]]) -> float:
+    """p-value of the test that every class is predicted as often as it occurs.
+
+    confusion: (6, 6), rows are true classes. Stuart's and Maxwell's chi-square test
+    (1955, 1970): where it holds, each mistake is as likely the other way round. 1 where
+    nothing is confused.
+    Taught in: chapter 2
+    """
+    from scipy.stats import chi2
+
+    matrix = np.asarray(confusion, float)
+    shifts = matrix.sum(0) - matrix.sum(1)  # (6,), images: predicted minus true
+    both = matrix + matrix.T
+    covariance = np.diag(both.sum(1)) - both
+    # Singular: the shifts add up to 0, within any group of classes that mix with no
+    # others, too. The rank is the number of shifts that are free.
+    solution, _, rank, _ = np.linalg.lstsq(covariance, shifts, rcond=1e-9)
+    return float(chi2.sf(shifts @ solution, rank)) if rank else 1.0
+
+
+def largest_shift(confusion: Sequence[Sequence[int]]) -> tuple[int, Estimate]:
+    """The class whose fraction is shifted most, and predicted minus true fraction.
+
+    confusion: (6, 6), rows are true classes. The interval is Agresti's and Min's, both
+    fractions being of the same images; as the largest of six is picked after looking,
+    it is one of six comparisons.
+    Taught in: chapter 2
+    """
+    matrix = np.asarray(confusion)
+    pairs = np.indices(matrix.shape).reshape(2, -1)  # (true, predicted) of each cell
+    true, predicted = pairs.repeat(matrix.ravel(), axis=1)  # (M,) each
+    shifts = (matrix.sum(0) - matrix.sum(1)) / len(true)
+    k = int(np.abs(shifts).argmax())
+    bounds = agresti_min_interval(predicted == k, true == k, comparisons=len(matrix))
+    return k, Estimate(float(shifts[k]), bounds, len(true))
 
 
 def class_distribution(labels: torch.Tensor | np.ndarray) -> list[float]:

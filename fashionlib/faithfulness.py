@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fashionlib.evaluation import Estimate
+from fashionlib.evaluation import Estimate, no_estimate
 from fashionlib.images import blur, white
 from fashionlib.models import evaluating
 from fashionlib.runtime import InputError
@@ -35,11 +35,12 @@ def similarity(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     that a background is empty. float64 (B,), NaN where a map is constant on the mask.
     Taught in: chapter 3
     """
-    scores = []
-    for first, second, inside in zip(a, b, mask, strict=True):
+    scores = torch.full((len(a),), torch.nan, dtype=torch.float64)
+    for i, (first, second, inside) in enumerate(zip(a, b, mask, strict=True)):
         ranks = torch.stack([_ranks(first[inside]), _ranks(second[inside])])
-        scores.append(torch.corrcoef(ranks)[0, 1])
-    return torch.stack(scores)
+        if ranks.shape[1] > 1:
+            scores[i] = torch.corrcoef(ranks)[0, 1]
+    return scores
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -155,8 +156,8 @@ def density_ratio(mass: Tensor, area: Tensor, *, seed: int = 0) -> Estimate:
     mass, area: the part's fractions (B,), as `mass_share` returns them. Images without
     the part, without a rest or without saliency are left out. The ratio is that of the
     mean fractions' odds, its interval a percentile bootstrap of 2,000 draws of images
-    (Efron 1979). Raises InputError for fewer than two images, and where the interval is
-    infinite, as too many images have all saliency on the part.
+    (Efron 1979). It is `evaluation.no_estimate` for fewer than two images, and where
+    the interval is infinite, as too many images have all saliency on the part.
     Taught in: chapter 4
     """
     mass, area = torch.as_tensor(mass).double(), torch.as_tensor(area).double()
@@ -164,12 +165,12 @@ def density_ratio(mass: Tensor, area: Tensor, *, seed: int = 0) -> Estimate:
     fractions = torch.stack([mass, area])[:, there]  # (2, B)
     count = fractions.shape[1]
     if count < 2:
-        raise InputError(f"a ratio needs two images with part and rest; found {count}.")
+        return no_estimate(count)
     draws = np.random.default_rng(seed).integers(count, size=(2000, count))
     means = torch.cat([fractions.mean(1, True), fractions[:, draws].mean(2)], dim=1)
     odds = means / (1 - means)  # (2, 1 + 2000): of all images, then of each draw
     ratios = odds[0] / odds[1]
     low, high = ratios[1:].quantile(ratios.new_tensor([0.025, 0.975])).tolist()
     if not np.isfinite([low, high]).all():
-        raise InputError("found all saliency on the part: its ratio has no interval.")
+        return no_estimate(count)
     return Estimate(float(ratios[0]), [low, high], count)

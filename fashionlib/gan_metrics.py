@@ -53,10 +53,15 @@ def scores(embed: Embed, reference: np.ndarray, sides: dict[str, np.ndarray]) ->
     Images uint8 (N, H, W, 3), as many of each side as in the reference; embed gives
     their features (N, D). Returns for each side frechet, kernel, precision and recall,
     which compare features, and diversity, of pixels (1: as much as the real ones).
-    Raises InputError for unequal numbers of images and for fewer than four.
+    Raises InputError for unequal numbers of images, for fewer than four, and where the
+    reference images are all the same.
     Taught in: chapter 5
     """
+    _check(4, reference)
     count, real, found = len(reference), embed(reference), {}
+    real_diversity = diversity(reference)
+    if not real_diversity:
+        raise InputError(f"the {count} real images are all the same: take others.")
     for name, pixels in sides.items():
         if len(pixels) != count:
             raise InputError(f"{name}: expected {count} images, found {len(pixels)}.")
@@ -67,7 +72,7 @@ def scores(embed: Embed, reference: np.ndarray, sides: dict[str, np.ndarray]) ->
             "kernel": kernel_distance(real, generated),
             "precision": precision,
             "recall": recall,
-            "diversity": diversity(pixels) / diversity(reference),
+            "diversity": diversity(pixels) / real_diversity,
         }
     return found
 
@@ -80,9 +85,11 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     AB': an N x N matrix instead of the eigenvalues of a D x D one without full rank.
     Equal to torchmetrics and SciPy, and 100 times as fast for 100 images and 512
     features. It shrinks as N grows, even between images of the same kind: compare only
-    at equal N. Heusel et al. 2017, https://arxiv.org/abs/1706.08500
+    at equal N. Raises InputError for fewer than two features of either.
+    Heusel et al. 2017, https://arxiv.org/abs/1706.08500
     Taught in: chapter 5
     """
+    _check(2, real, generated)
     real, generated = real.double(), generated.double()
     gap = (real.mean(0) - generated.mean(0)).square().sum()
     a = (real - real.mean(0)) / (len(real) - 1) ** 0.5
@@ -95,10 +102,11 @@ def kernel_distance(real: Tensor, generated: Tensor) -> float:
     """Unbiased squared MMD between as many features each, (N, D), in float64.
 
     The kernel is (a'b / D + 1)^3. All images at once instead of random subsets, so that
-    nothing in it is random; it can fall a little below 0.
+    nothing in it is random; it can fall a little below 0. Raises InputError below two.
     Binkowski et al. 2018, https://arxiv.org/abs/1801.01401
     Taught in: chapter 5
     """
+    _check(2, real, generated)
     count, dimensions = real.shape
     features = torch.cat([real, generated]).double()
     kernel = (features @ features.T / dimensions + 1) ** 3  # (2N, 2N)
@@ -114,9 +122,8 @@ def diversity(images: np.ndarray) -> float:
     images: uint8 (N, H, W, 3). Raises InputError for fewer than two.
     Taught in: chapter 5
     """
+    _check(2, images)
     count = len(images)
-    if count < 2:
-        raise InputError(f"diversity needs at least two images; found {count}.")
     flat = torch.from_numpy(images).flatten(1).float()
     differences = torch.cdist(flat, flat).fill_diagonal_(0)
     return float(differences.sum() / (count * (count - 1)) / flat.shape[1] ** 0.5)
@@ -131,9 +138,7 @@ def precision_and_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -
     Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991
     Taught in: chapter 5
     """
-    count, least = min(len(real), len(generated)), neighbours + 1
-    if count < least:
-        raise InputError(f"precision needs {least} images or more; found {count}.")
+    _check(neighbours + 1, real, generated)
     fractions = []
     for points, others in ((generated, real), (real, generated)):
         distances = torch.cdist(others, others)  # the nearest of each is itself
@@ -141,3 +146,12 @@ def precision_and_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -
         among = (torch.cdist(points, others) <= reach).any(1)
         fractions.append(among.float().mean().item())
     return tuple(fractions)
+
+
+def _check(least: int, *sides: Tensor | np.ndarray) -> None:
+    """Refuse fewer than `least` images or features, and features that are NaN."""
+    count = min(map(len, sides))
+    if count < least:
+        raise InputError(f"expected {least} images or more a side; found {count}.")
+    if not all(torch.as_tensor(side).isfinite().all() for side in sides):
+        raise InputError("features are not finite: train the network that has them.")

@@ -96,12 +96,20 @@ class Prepared:
         )
 
     def subset(self, split: str, size: Size, classes=None) -> ImageSet:
-        """The products of one set (`train`, `validation`, `test`), or some classes."""
+        """The products of one set (`train`, `validation`, `test`), or some classes.
+
+        Raises InputError for a set without any image.
+        """
         chosen = self.index["split"] == split
         if classes is not None:
             chosen &= self.index["label"].isin(classes)
         labels = self.index["label"].to_numpy("int64")
         rows = np.flatnonzero(chosen)
+        if classes is None and not len(rows):
+            raise InputError(
+                f"the {split} set has no image: the {len(self.index)} images of this "
+                "catalogue are too few. Prepare a larger one in chapter 1."
+            )
         return ImageSet(self.array(size), rows, labels[rows])
 
     def checksum(self, size: Size) -> str:

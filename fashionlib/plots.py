@@ -20,6 +20,7 @@ import inspect
 import io
 import itertools
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 
 import matplotlib as mpl
@@ -49,7 +50,8 @@ def png(figure: Figure, scale: int = 2) -> bytes:
     Taught in: chapter 1
     """
     stream = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks
         figure.savefig(stream, dpi=scale * DPI, bbox_inches="tight")
     return stream.getvalue()
 
@@ -135,7 +137,9 @@ def image_rows(rows: dict[str, Sequence], titles: Sequence = ()) -> Figure:
 
 def _images(rows: list[Sequence], titles: Sequence, labels=()) -> Figure:
     """Rows of images or maps, `titles` from the first on, `labels` above the rows."""
-    rows = [list(map(_imshow, row)) for row in rows]
+    rows = [list(map(_imshow, row)) for row in rows if len(row)]
+    if not rows:
+        return text_figure("There is no image to show.")
     widest = max(sum(map(_aspect, row)) + 0.05 * len(row) for row in rows)
     height, y = min(2.2, WIDTH / widest), 0.0  # inches
     with axes() as (figure, ax):  # one pair of axes, in inches: many are slow
@@ -163,7 +167,8 @@ def _imshow(value: np.ndarray) -> dict:
     value = np.nan_to_num(np.asarray(value))
     if value.dtype == np.uint8:
         return {"X": value}
-    limit = float(np.percentile(np.abs(value), 99.5)) or 1.0
+    size = np.abs(value)  # of a map that is zero nearly everywhere the largest counts
+    limit = float(np.percentile(size, 99.5)) or float(size.max()) or 1.0
     if value.ndim == 3:
         return {"X": np.clip(0.5 + value.transpose(1, 2, 0) / (2 * limit), 0, 1)}
     return {"X": value, "cmap": "Greys", "vmin": 0, "vmax": limit}
@@ -212,6 +217,8 @@ def estimates(series: dict, xlabel: str, reference: float | None = 0) -> Figure:
     Taught in: chapter 2
     """
     rows = list(dict.fromkeys(itertools.chain(*series.values())))  # each once, in order
+    if not rows:
+        return text_figure("There is no number to show.")
     with axes(height=1 + 0.12 * len(rows) * (len(series) + 2)) as (figure, ax):
         for i, (label, values) in enumerate(series.items()):
             shift = (i + 1.5) / (len(series) + 2)  # within the row, from 0 to 1

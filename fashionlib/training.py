@@ -125,6 +125,8 @@ def fit(
     """
     if not len(train.rows):
         raise InputError("there is no image to train on: take more classes or images.")
+    if validation is not None and not len(validation.rows):
+        raise InputError("the validation set has no image: take None or more images.")
     device = runtime.device(str(device))
     runtime.join_processes(device)
     options = {"recipe": recipe, "precision": precision, "compiled": compiled}

@@ -103,6 +103,20 @@ def test_an_estimate_becomes_a_value_and_its_interval():
     assert artifacts.read_metrics("sample")["data"] == expected
 
 
+def test_an_estimate_that_is_no_number_becomes_null_with_its_reason():
+    none = evaluation.no_estimate(1)
+    artifacts.publish(
+        "sample", "data", {"share": none, "methods": {"a": {"auc": none}}}
+    )
+    found = artifacts.read_metrics("sample")["data"]
+    null = {"share": None, "share_ci95": None, "share_reason": none.reason}
+    assert found.pop("methods")["a"].keys() == {"auc", "auc_ci95", "auc_reason"}
+    assert found == null
+    again = {"share": evaluation.Estimate(0.5, [0.25, 0.75], 9)}
+    artifacts.publish("sample", "data", again, extend=True)
+    assert "share_reason" not in artifacts.read_metrics("sample")["data"]
+
+
 def test_missing_results_name_chapter_and_command():
     with pytest.raises(InputError, match=r"02_resnet152.*02_resnet152\.ipynb"):
         artifacts.read_metrics("sample", "classifier")

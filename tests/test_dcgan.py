@@ -259,6 +259,18 @@ def test_mistakes_are_named(data):
         fit(data._replace(images=data.images[:, :32, :32]))
     with pytest.raises(runtime.InputError, match="learning_rate"):
         fit(data, epochs=3, learning_rate=1e30)
+    with pytest.raises(runtime.InputError, match="all the same"):
+        fit(data._replace(rows=np.zeros(10, int)))
+
+
+def test_diversity_is_compared_with_a_sample_of_all_images():
+    """Of 128 images the first 64 are all black: no sample has these alone."""
+    pixels = np.zeros((128, 64, 64, 3), np.uint8)
+    pixels[64:] = np.arange(64, dtype=np.uint8)[:, None, None, None] * 3
+    train = ImageSet(pixels, np.arange(128), np.ones(128, int))
+    first, again = (fit(train, epochs=1, batch_size=64).diversity for _ in range(2))
+    assert 0 < first[1] < 100
+    assert first == again
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,18 @@ def test_mean_interval_agrees_with_scipy():
     assert evaluation.mean_interval(values).ci95 == pytest.approx(list(expected))
 
 
-def test_one_value_has_no_interval():
-    with pytest.raises(InputError, match="found 1"):
-        evaluation.mean_interval(np.array([1.0, np.nan]))
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, np.nan], [np.nan] * 3])
+def test_fewer_than_two_values_have_no_interval_and_say_why(values):
+    found = evaluation.mean_interval(np.array(values))
+    count = int(np.isfinite(values).sum())
+    assert np.isnan([found.value, *found.ci95]).all()
+    assert found.count == found.in_percent().count == count
+    assert found.reason == f"too few values for an interval: {count}"
+    assert (
+        f"{found:.2f}" == f"{found.in_percent():+.0f}" == f"no number ({found.reason})"
+    )
+    assert found.reason in evaluation.table({"row": {"mean": found}}).to_html()
+    assert evaluation.mean_interval(np.array([1.0, 2.0])).reason == ""
 
 
 def test_wilson_interval_of_eight_in_ten():
@@ -75,7 +84,8 @@ def test_accuracy_from_answers_or_from_two_numbers():
     assert evaluation.accuracy(correct) == expected
     assert evaluation.accuracy(correct.numpy()) == expected
     assert evaluation.accuracy((3, 4)) == expected
-    assert evaluation.accuracy((0, 0)) == Estimate(0, [0, 1], 0)
+    for nothing in ((0, 0), torch.zeros(0, dtype=torch.bool)):
+        assert evaluation.accuracy(nothing).reason
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -117,10 +127,14 @@ def test_evaluate_by_hand():
     assert kinds == [1, 1, 1]
     assert (result["count"], result["accuracy"]) == (5, 0.4)
     assert result["accuracy_ci95"] == evaluation.wilson_interval(2, 5)
-    assert result["recall"] == [0.5, 0, 0, 0, 0, 1]
+    assert result["recall"] == [0.5, 0, None, 0, None, 1]  # 2 and 4 have no image
     assert result["recall_ci95"][0] == evaluation.wilson_interval(1, 2)
-    assert result["recall_ci95"][4] == [0, 1]  # no image of that class
-    assert result["precision"] == [0.5, 0, 0, 0, 0, 1]
+    assert result["recall_ci95"][4] is None
+    assert result["precision"] == [0.5, None, 0, None, 0, 1]  # never predicted: 1 and 3
+    assert result["macro_f1"] == pytest.approx((0.5 + 0 + 0 + 0 + 0 + 1) / 6)
+    names = ["Men/Accessories", "Women/Accessories", "Women/Apparel", "Women/Other"]
+    assert list(evaluation.recalls(result)) == names
+    assert evaluation.recalls(result)["Men/Accessories"].value == 0.5
     assert result["confusion"][0] == [1, 0, 1, 0, 0, 0]
     assert result["true_distribution"] == [0.4, 0.2, 0, 0.2, 0, 0.2]
     assert result["predicted_distribution"] == [0.4, 0, 0.2, 0, 0.2, 0.2]
@@ -128,6 +142,28 @@ def test_evaluate_by_hand():
     error = result["expected_calibration_error"]
     assert error == pytest.approx(confidence - 0.4, abs=1e-5)
     json.dumps(result)  # plain numbers
+
+
+@pytest.mark.parametrize("present", [[3], [2, 3], [0, 2, 4]])
+def test_a_class_that_is_absent_is_no_class_that_is_never_found(present):
+    labels = torch.tensor(present * 4)
+    logits = torch.nn.functional.one_hot(labels, 6).float()
+    result = evaluation.evaluate(logits, labels)
+    assert (result["accuracy"], result["macro_f1"]) == (1, 1)
+    found = [k for k in range(6) if result["recall"][k] is not None]
+    assert found == present
+    assert result["recall_equality_p"] == 1
+    logits[:, 5] = 9  # all are wrong, by a class that is absent
+    result = evaluation.evaluate(logits, labels)
+    assert [result["recall"][k] for k in present] == [0] * len(present)
+    assert [k for k in range(6) if result["precision"][k] is not None] == [5]
+    assert (result["macro_f1"], result["recall_equality_p"]) == (0, 1)
+    json.dumps(result, allow_nan=False)
+
+
+def test_nothing_can_be_evaluated_on_no_images():
+    with pytest.raises(InputError, match="no images"):
+        evaluation.evaluate(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
 
 
 def test_evaluate_agrees_with_scikit_learn():
@@ -140,6 +176,8 @@ def test_evaluate_agrees_with_scikit_learn():
         labels, predicted, labels=range(6), zero_division=0
     )
     assert result["accuracy"] == metrics.accuracy_score(labels, predicted)
+    assert result["precision"][2] is None
+    result["precision"][2] = 0  # scikit-learn's convention
     assert result["precision"] == pytest.approx(per_class[0].tolist())
     assert result["recall"] == pytest.approx(per_class[1].tolist())
     assert result["macro_f1"] == pytest.approx(per_class[2].mean())
@@ -202,8 +240,8 @@ def test_gender_gap_by_hand():
     assert (found["men"], found["women"]) == ([8, 10], [3, 6])
     assert found["difference_ci95"] == evaluation.newcombe_interval((8, 10), (3, 6))
     confusion[1], confusion[3] = 0, 0
-    with pytest.raises(InputError, match="10 and 0"):
-        chapter_2.gender_gap(confusion)
+    found = chapter_2.gender_gap(confusion)
+    assert (found["women"], found["difference_ci95"]) == ([0, 0], None)
 
 
 # --- baselines ------------------------------------------------------------------------

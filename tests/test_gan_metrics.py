@@ -95,6 +95,32 @@ def test_precision_and_recall_need_a_neighbour_more():
             gan_metrics.precision_and_recall(real, generated)
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_distances_need_two_features_that_are_finite(count):
+    two = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    for distance in (gan_metrics.frechet_distance, gan_metrics.kernel_distance):
+        assert np.isfinite(distance(two, two))
+        for pair in ((two, two[:count]), (two[:count], two)):
+            with pytest.raises(InputError, match=f"2 images or more.*found {count}"):
+                distance(*pair)
+        with pytest.raises(InputError, match="not finite"):
+            distance(two, two * torch.nan)
+    with pytest.raises(InputError, match=f"found {count}"):
+        gan_metrics.diversity(gray(*[0] * count))
+
+
+def test_real_images_that_are_all_the_same_are_refused():
+    """Nothing can be a fraction of their diversity, which is 0."""
+    same, others = gray(9, 9, 9, 9), gray(1, 2, 3, 4)
+
+    def embed(pixels):
+        return torch.from_numpy(pixels.mean((1, 2, 3)))[:, None]
+
+    assert gan_metrics.scores(embed, others, {"same": same})["same"]["diversity"] == 0
+    with pytest.raises(InputError, match="4 real images are all the same"):
+        gan_metrics.scores(embed, same, {"others": others})
+
+
 def test_scores_of_the_same_images_and_of_darker_ones():
     """Features: the mean gray. Halved, 0, 40, ..., 200 have half the mean, which was
     100, and half the deviation.

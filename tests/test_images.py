@@ -274,6 +274,29 @@ def test_a_random_subset_is_a_sample_of_the_whole_set():
     assert (images.random_subset(data, 50, 1).rows == few.rows[:50]).all()
 
 
+def test_a_sample_has_the_classes_of_the_whole_set_whatever_their_order():
+    """Over many seeds the fractions are right: each row is as likely as any other."""
+    data = image_set(600)._replace(labels=np.repeat([0, 1], [400, 200]))
+    fractions = [
+        images.random_subset(data, 60, seed).labels.mean() for seed in range(50)
+    ]
+    assert np.mean(fractions) == pytest.approx(1 / 3, abs=0.03)
+
+
+@pytest.mark.parametrize("present", [[4], [2, 3], [0, 2, 4]])
+def test_subsets_of_a_set_that_lacks_classes(present):
+    data = image_set(60)._replace(labels=np.resize(present, 60))
+    for few in (
+        images.random_subset(data, 12),
+        images.balanced_subset(data, 12),
+        images.stratified_subset(data, 0.2),
+    ):
+        assert sorted(set(few.labels)) == present
+        assert len(set(few.rows)) == len(few.rows) <= 12
+    nothing = data._replace(rows=data.rows[:0], labels=data.labels[:0])
+    assert len(images.random_subset(nothing, 5).rows) == 0
+
+
 def test_a_balanced_subset_has_as_many_of_each_class():
     labels = np.repeat(np.arange(6), [3, 50, 50, 50, 50, 97])
     few = images.balanced_subset(image_set(300)._replace(labels=labels), 60)

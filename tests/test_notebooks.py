@@ -235,6 +235,50 @@ def test_no_cell_takes_the_name_of_a_parameter(path):
             assert not parameters & names(cell["source"])[0], cell["source"]
 
 
+def calls(tree: ast.AST, *functions: str) -> list[ast.Call]:
+    """Calls of functions by their dotted names."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [node for node in found if ast.unparse(node.func) in functions]
+
+
+@each_notebook
+def test_every_training_goes_on_from_a_checkpoint_that_names_its_network(path):
+    """`full/08` would lose 27 fine-tunings, and a report would train them each time."""
+    for cell in cells_of(path, "code"):
+        tree = ast.parse(cell["source"])
+        for call in calls(tree, "training.fit", "dcgan.fit"):
+            given = {word.arg for word in call.keywords}
+            assert "checkpoint" in given or '"checkpoint"' in cell["source"]
+            assert "settings" in given or '"settings"' in cell["source"]
+            data = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+            texts = {node.value for node in data}
+            named = {"data", "images"} & texts or "named" in cell["source"]
+            assert named, cell["source"]
+
+
+WHOLE = r"(train|validation|test|data|whole|clothes|called|unseen|known|asked|real)"
+
+
+@each_notebook
+def test_no_beginning_of_a_set_stands_for_a_sample_of_it(path):
+    """Rows lie in the order of ids, and ids cluster by class.
+
+    `images.random_subset` and its like take samples. One single image is none.
+    """
+    prefix = rf"\b{WHOLE}(\[\w+\])?(\.(rows|labels|images))?\[:(?!1\])"
+    for cell in cells_of(path, "code"):
+        for wrong in (prefix, rf"\b{WHOLE}\.(head|iloc)\b", r"\bislice\b"):
+            assert not re.search(wrong, cell["source"]), cell["source"]
+
+
+def test_the_pattern_of_beginnings_finds_what_it_should():
+    prefix = rf"\b{WHOLE}(\[\w+\])?(\.(rows|labels|images))?\[:(?!1\])"
+    for wrong in ("test.rows[:10]", "train[label].rows[:n]", "clothes[:n]"):
+        assert re.search(prefix, wrong)
+    for right in ("train.rows[:1]", "pixels[:1]", "test.rows[chosen]"):
+        assert not re.search(prefix, right)
+
+
 # The study's accuracies and split, the level of every interval, and three round figures
 # of examples.
 TYPED = {"93.26", "91.26", "91.75", "75", "10", "15", "95", "90", "92", "0.3"}

@@ -16,11 +16,12 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from PIL import Image
 
 from fashionlib import plots
-from fashionlib.evaluation import Estimate
+from fashionlib.evaluation import Estimate, no_estimate
 
 NAMES = [f"series {i}" for i in range(9)]  # the most that a chapter draws
 X = [0.0, 0.5, 1.0]
-ESTIMATES = [Estimate(0.5, [0.4, 0.6])] * 3
+NOTHING, SOMETHING, NAN = no_estimate(1), Estimate(0.5, [0.4, 0.6]), float("nan")
+ESTIMATES = [SOMETHING] * 3
 SERIES = {
     "bars": lambda: plots.class_bars({name: [0.1] * 6 for name in NAMES}),
     "estimates": lambda: plots.estimates(
@@ -81,6 +82,34 @@ def test_text_of_data_is_no_formula():
     assert "$" not in "".join(ticks)
 
 
+ODD = ["$\\frac{x$", "Was $20 now $10", "$", "a_b^c {", "50 % \\", "<b>&amp;</b>"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_no_text_of_a_figure_is_read_as_markup(odd):
+    """Whatever reaches a figure may come from a catalogue: titles, rows and axes."""
+    with plots.axes() as (own, ax):
+        ax.set(title=odd, xlabel=odd, xticks=[0], xticklabels=[odd])
+        ax.annotate(odd, (0, 0))
+        ax.scatter([0], [0], label=odd)
+        own.legend()
+    figures = [
+        own,
+        plots.image_grid([solid(9)], [odd]),
+        plots.image_rows({odd: [solid(9)]}, [odd]),
+        plots.class_bars({odd: [0.1] * 6, "b": [0.1] * 6}, odd),
+        plots.estimates({odd: {odd: SOMETHING}, "b": {odd: SOMETHING}}, odd),
+        plots.panels({odd: {odd: ([odd, "b"], [1, 2])}}, odd),
+        plots.text_figure(odd),
+    ]
+    for figure in figures:
+        plots.png(figure, scale=1)
+        written = [text for text in figure.findobj(mpl.text.Text) if text.get_text()]
+        assert not any(text.get_parse_math() for text in written)
+        assert not any(text.get_usetex() for text in written)
+        assert " ".join(odd.split()) in repr(figure)
+
+
 @pytest.mark.slow
 def test_pyplot_is_not_needed():
     code = "import sys, fashionlib.plots; print('matplotlib.pyplot' in sys.modules)"
@@ -123,6 +152,69 @@ def test_a_notebook_shows_its_figure_once_whatever_the_backend(backend, monkeypa
     assert set(bars) == {"image/png", "text/plain"}
     assert bars["text/plain"].startswith("fraction of images: ours Men/Accessories 0.1")
     assert caption["text/markdown"] == "*Six bars.*"
+
+
+DEGENERATE = {  # what is drawn: its words
+    "no image": (plots.image_grid, [[]], "There is no image"),
+    "rows without an image": (plots.image_rows, [{"a": []}], "There is no image"),
+    "an empty row": (plots.image_rows, [{"a": [], "b": [solid(1)]}], "Images: "),
+    "zeros": (plots.image_rows, [{"a": [np.zeros((4, 4))]}], "Images: a"),
+    "NaN": (plots.image_rows, [{"a": [np.full((3, 4, 4), NAN)]}], "Images: a"),
+    "thin": (
+        plots.image_grid,
+        [[solid(1, 300, 1)], ["Men/Other"]],
+        "Images: Men/Other",
+    ),
+    "bars of zeros": (plots.class_bars, [{"a": [0] * 6}], "fraction of images: a"),
+    "no estimate": (plots.estimates, [{"a": {}}, "x"], "There is no number"),
+    "one point": (plots.estimates, [{"a": {"b": SOMETHING}}, "x"], "x: a b 0.5."),
+    "a gap": (
+        plots.estimates,
+        [{"a": {"b": NOTHING, "c": SOMETHING}}, "x"],
+        "x: a b no number, c 0.5.",
+    ),
+    "gaps": (plots.estimates, [{"a": {"b": NOTHING}}, "x"], "x: a b no number."),
+    "a line of one": (
+        plots.panels,
+        [{"y": {"a": ([1], [2])}}, "x"],
+        "y against x: a begins at 2, ends at 2.",
+    ),
+    "a line of none": (
+        plots.panels,
+        [{"y": {"a": ([], [])}}, "x"],
+        "y against x: a begins at no number",
+    ),
+    "a line of NaN": (
+        plots.panels,
+        [{"y": {"a": (["u", "v"], [NOTHING, NOTHING])}}, "x"],
+        "y against x: a begins at no number",
+    ),
+    "letters that the font lacks": (
+        plots.image_grid,
+        [[solid(1)], ["日本 \x07"]],
+        "Images: 日本",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_a_figure_of_nothing_or_of_one_thing_is_drawn_and_described(name):
+    draw, given, words = DEGENERATE[name]
+    figure = draw(*given)
+    assert pixels(plots.png(figure, scale=1)).shape[2] == 3
+    text = repr(figure)
+    assert text.startswith(words)
+    assert "nan" not in text
+    assert ".." not in text
+
+
+def test_a_map_with_one_pixel_is_not_shown_as_empty():
+    """Its 99.5th percentile is 0."""
+    size = np.zeros((100, 100))
+    size[3, 4] = 1e-6
+    shown = plots._imshow(size)
+    assert shown["vmax"] == size.max()
 
 
 def test_images_keep_their_shape_and_order():
