@@ -25,7 +25,7 @@ TINY = {
     "02_resnet152": {"architecture": "resnet10", "epochs": 1, "batch_size": 16},
     "02b_comparisons": {"extractors": ["resnet18"], "extractor_images": 24},
     "03_guided_backprop": {"image_count": 12, "deletion_images": 4},
-    "03b_methods": {"image_count": 6, "slow_images": 2, "drawing_count": 12},
+    "03b_methods": {"image_count": 3, "slow_images": 2, "drawing_count": 12},
     "04_average_saliency": {"face_images": 20},
     "05_dcgan": {"steps": 2, "batch_size": 4, "base_channels": 4, "latent_dim": 8},
     "06_summary": {},
@@ -74,8 +74,14 @@ def run(tmp_path, monkeypatch):
     return prepared
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["apparel only", "men only", "one class"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("apparel only", marks=pytest.mark.slow),
+        pytest.param("men only", marks=pytest.mark.nightly),
+        pytest.param("one class", marks=pytest.mark.nightly),
+    ],
+)
 def test_chapters_2_to_8_without_some_classes(name, run, monkeypatch):
     """They end; and when they run again, nothing is trained."""
     run = run(name)
