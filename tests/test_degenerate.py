@@ -15,6 +15,7 @@ from conftest import csv_line, solid, write_catalogue
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from networks import small
+from traitlets.config import Config
 
 from fashionlib import artifacts, claims, dcgan, images, runtime, training
 from fashionlib.data import prepare
@@ -41,7 +42,8 @@ TINY["08_transfer"] |= {"pretraining_epochs": 1, "batch_size": 16}
 def run_chapter(chapter: str, run: str, **changed) -> str:
     """Execute a notebook's cells here, solutions included; what it printed."""
     path = runtime.project_root() / "notebooks" / f"{chapter}.ipynb"
-    shell, printed = InteractiveShell(), []
+    quiet = Config({"HistoryManager": {"enabled": False}})  # nothing goes to HOME
+    shell, printed = InteractiveShell(config=quiet), []
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
             with capture_output() as captured:
