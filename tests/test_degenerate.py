@@ -17,7 +17,7 @@ from IPython.utils.capture import capture_output
 from networks import small
 from traitlets.config import Config
 
-from fashionlib import artifacts, claims, dcgan, images, runtime, training
+from fashionlib import artifacts, claims, dcgan, images, models, runtime, training
 from fashionlib.data import prepare
 from fashionlib.runtime import InputError
 
@@ -96,6 +96,28 @@ def test_chapters_2_to_8_without_some_classes(name, run, monkeypatch):
     for chapter in ("02_resnet152", "03b_methods", "05_dcgan", "07_resolution"):
         run_chapter(chapter, run)
     run_chapter("08_transfer", run)
+
+
+@pytest.mark.slow
+def test_chapters_3_and_4_where_all_maps_are_zero(run):
+    """The last layer has no weights: no pixel changes any logit."""
+    run, model = run("clustered"), models.build("resnet10")
+    model.fc.weight.data.zero_()
+    settings = {"architecture": "resnet10", "stem": "imagenet", "size": [64, 64]}
+    settings |= {"classes": 6, "weights": "none", "resize_mode": "squash"}
+    path = artifacts.folder(run) / "classifier.safetensors"
+    artifacts.save_weights(path, model, settings)
+    printed = run_chapter("03_guided_backprop", run)
+    assert "Grad-CAM is zero on" in printed
+    run_chapter("04_average_saliency", run)
+    metrics = artifacts.read_metrics(run, "guided_backprop", "average_saliency")
+    guided, averages = metrics["guided_backprop"], metrics["average_saliency"]
+    for key in ("edge_similarity", "outline_density_ratio", "deletion_auc"):
+        assert guided[key] is guided["methods"]["grad_cam"][key] is None
+        assert guided[f"{key}_reason"].startswith("too few values")
+    assert guided["random_deletion_auc"] is not None
+    assert averages["edge_similarity"] is None
+    assert averages["similarity_reason"]
 
 
 # --- what is refused before anything is computed --------------------------------------
