@@ -107,8 +107,9 @@ def deletion_insertion(
     ranking_maps: (B, H, W), largest value first. fill: what a removed pixel turns into,
     `white` or `blurred` (the image through a Gaussian of 5 pixels). Returns fractions
     (S + 1,), deletion and insertion (B, S + 1), and the areas under these curves (B,):
-    deletion_auc (small is faithful) and insertion_auc (large is). Raises InputError for
-    another `fill`. Petsiuk et al. 2018 (arXiv 1806.07421).
+    deletion_auc (small is faithful) and insertion_auc (large is); NaN where a map is
+    constant, which is no order. Raises InputError for another `fill`.
+    Petsiuk et al. 2018 (arXiv 1806.07421).
     Taught in: chapter 3
     """
     if fill not in ("white", "blurred"):
@@ -126,9 +127,11 @@ def deletion_insertion(
                 logits = torch.cat([model(part) for part in changed.split(batch_size)])
                 probabilities = logits.float().softmax(1)
                 curves[name].append(probabilities.gather(1, targets[:, None]))
-    result = {"fractions": fractions}
+    result, flat = {"fractions": fractions}, ranking_maps.flatten(1)
+    constant = (flat.amax(1) == flat.amin(1)).cpu()
     for name, values in curves.items():
         result[name] = torch.cat(values, dim=1).cpu().double()  # (B, S + 1)
+        result[name][constant] = torch.nan
         result[f"{name}_auc"] = torch.trapezoid(result[name], fractions)
     return result
 

@@ -15,8 +15,9 @@ from conftest import csv_line, solid, write_catalogue
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from networks import small
+from traitlets.config import Config
 
-from fashionlib import artifacts, claims, dcgan, images, runtime, training
+from fashionlib import artifacts, claims, dcgan, images, models, runtime, training
 from fashionlib.data import prepare
 from fashionlib.runtime import InputError
 
@@ -25,7 +26,7 @@ TINY = {
     "02_resnet152": {"architecture": "resnet10", "epochs": 1, "batch_size": 16},
     "02b_comparisons": {"extractors": ["resnet18"], "extractor_images": 24},
     "03_guided_backprop": {"image_count": 12, "deletion_images": 4},
-    "03b_methods": {"image_count": 6, "slow_images": 2, "drawing_count": 12},
+    "03b_methods": {"image_count": 3, "slow_images": 2, "drawing_count": 12},
     "04_average_saliency": {"face_images": 20},
     "05_dcgan": {"steps": 2, "batch_size": 4, "base_channels": 4, "latent_dim": 8},
     "06_summary": {},
@@ -41,7 +42,8 @@ TINY["08_transfer"] |= {"pretraining_epochs": 1, "batch_size": 16}
 def run_chapter(chapter: str, run: str, **changed) -> str:
     """Execute a notebook's cells here, solutions included; what it printed."""
     path = runtime.project_root() / "notebooks" / f"{chapter}.ipynb"
-    shell, printed = InteractiveShell(), []
+    quiet = Config({"HistoryManager": {"enabled": False}})  # nothing goes to HOME
+    shell, printed = InteractiveShell(config=quiet), []
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
             with capture_output() as captured:
@@ -74,8 +76,14 @@ def run(tmp_path, monkeypatch):
     return prepared
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["apparel only", "men only", "one class"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("apparel only", marks=pytest.mark.slow),
+        pytest.param("men only", marks=pytest.mark.nightly),
+        pytest.param("one class", marks=pytest.mark.nightly),
+    ],
+)
 def test_chapters_2_to_8_without_some_classes(name, run, monkeypatch):
     """They end; and when they run again, nothing is trained."""
     run = run(name)
@@ -88,6 +96,28 @@ def test_chapters_2_to_8_without_some_classes(name, run, monkeypatch):
     for chapter in ("02_resnet152", "03b_methods", "05_dcgan", "07_resolution"):
         run_chapter(chapter, run)
     run_chapter("08_transfer", run)
+
+
+@pytest.mark.slow
+def test_chapters_3_and_4_where_all_maps_are_zero(run):
+    """The last layer has no weights: no pixel changes any logit."""
+    run, model = run("clustered"), models.build("resnet10")
+    model.fc.weight.data.zero_()
+    settings = {"architecture": "resnet10", "stem": "imagenet", "size": [64, 64]}
+    settings |= {"classes": 6, "weights": "none", "resize_mode": "squash"}
+    path = artifacts.folder(run) / "classifier.safetensors"
+    artifacts.save_weights(path, model, settings)
+    printed = run_chapter("03_guided_backprop", run)
+    assert "Grad-CAM is zero on" in printed
+    run_chapter("04_average_saliency", run)
+    metrics = artifacts.read_metrics(run, "guided_backprop", "average_saliency")
+    guided, averages = metrics["guided_backprop"], metrics["average_saliency"]
+    for key in ("edge_similarity", "outline_density_ratio", "deletion_auc"):
+        assert guided[key] is guided["methods"]["grad_cam"][key] is None
+        assert guided[f"{key}_reason"].startswith("too few values")
+    assert guided["random_deletion_auc"] is not None
+    assert averages["edge_similarity"] is None
+    assert averages["similarity_reason"]
 
 
 # --- what is refused before anything is computed --------------------------------------

@@ -60,6 +60,11 @@ def test_structural_similarity_of_equal_scaled_and_unrelated_maps():
     same = chapter_3b.structural_similarity(a, 7 * a, mask)
     assert same[0] == pytest.approx(1, abs=1e-5)
     assert same[1].isnan()
+    one_is_zero = a * torch.tensor([0.0, 1.0])[:, None, None]
+    for pair in ((one_is_zero, one_is_zero), (a, one_is_zero), (one_is_zero, a)):
+        found = chapter_3b.structural_similarity(*pair, torch.ones_like(mask))
+        assert found[0].isnan()  # two maps of zeros are alike and say nothing
+        assert found[1] == pytest.approx(1, abs=1e-5)
     assert chapter_3b.structural_similarity(a, b, mask)[0] < 0.1
     left = mask.clone()
     left[0, :, 16:] = False
@@ -130,6 +135,18 @@ def test_deletion_and_insertion_by_hand():
     areas = (expected[:, :-1] + expected[:, 1:]).sum(1) / 8  # trapezoids of width 1/4
     found = torch.cat([result["deletion_auc"], result["insertion_auc"]])
     torch.testing.assert_close(found, areas, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5])
+def test_a_constant_map_is_no_order(value):
+    """A map of zeros, as Grad-CAM's can be: its pixels would go from top to bottom."""
+    pixels, targets = random_images(2, 16), torch.tensor([0, 1])
+    ranking = torch.rand(2, 16, 16)
+    ranking[0] = value
+    curves = faithfulness.deletion_insertion(small(), pixels, targets, ranking, steps=2)
+    for name in ("deletion", "insertion", "deletion_auc", "insertion_auc"):
+        assert curves[name][0].isnan().all()
+        assert curves[name][1].isfinite().all()
 
 
 def test_deletion_fills_and_leaves_the_model_as_it_was():

@@ -265,14 +265,14 @@ def test_no_beginning_of_a_set_stands_for_a_sample_of_it(path):
 
     `images.random_subset` and its like take samples. One single image is none.
     """
-    prefix = rf"\b{WHOLE}(\[\w+\])?(\.(rows|labels|images))?\[:(?!1\])"
+    prefix = rf"\b{WHOLE}(\[\w+\])?(\.(rows|labels|images))?\[:(?!1\])\w"
     for cell in cells_of(path, "code"):
         for wrong in (prefix, rf"\b{WHOLE}\.(head|iloc)\b", r"\bislice\b"):
             assert not re.search(wrong, cell["source"]), cell["source"]
 
 
 def test_the_pattern_of_beginnings_finds_what_it_should():
-    prefix = rf"\b{WHOLE}(\[\w+\])?(\.(rows|labels|images))?\[:(?!1\])"
+    prefix = rf"\b{WHOLE}(\[\w+\])?(\.(rows|labels|images))?\[:(?!1\])\w"
     for wrong in ("test.rows[:10]", "train[label].rows[:n]", "clothes[:n]"):
         assert re.search(prefix, wrong)
     for right in ("train.rows[:1]", "pixels[:1]", "test.rows[chosen]"):
