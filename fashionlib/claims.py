@@ -370,7 +370,7 @@ def verdicts(metrics: dict, experiments: dict | None = None) -> list[Verdict]:
     Taught in: chapter 6
     """
     text, results = texts()["not_measured"], []
-    synthetic = (metrics.get("data") or {}).get("synthetic")
+    synthetic = _measured(metrics.get("data") or {}).get("synthetic")
     for (claim, study), decide in zip(texts()["study"].items(), CLAIMS, strict=True):
         measured, verdict = decide(metrics | (experiments or {}))
         if decide in (bias, outline, face, gan) and synthetic is not False:

@@ -136,6 +136,9 @@ def test_evaluate_by_hand():
     assert list(evaluation.recalls(result)) == names
     assert evaluation.recalls(result)["Men/Accessories"].value == 0.5
     assert result["confusion"][0] == [1, 0, 1, 0, 0, 0]
+    # Five single mistakes of a kind: no class is shifted by more than one image.
+    p = evaluation.marginal_homogeneity(result["confusion"])
+    assert 0.1 < result["marginal_homogeneity_p"] == p
     assert result["true_distribution"] == [0.4, 0.2, 0, 0.2, 0, 0.2]
     assert result["predicted_distribution"] == [0.4, 0, 0.2, 0, 0.2, 0.2]
     confidence = math.exp(10) / (math.exp(10) + 5)
@@ -209,6 +212,92 @@ def test_recall_equality_is_the_chi_square_test_by_hand():
     expected = math.erfc(math.sqrt(corrected / 2))
     assert evaluation.recall_equality(confusion) == pytest.approx(expected)
     assert evaluation.recall_equality(np.diag([5] * 6)) == 1
+
+
+def test_marginal_homogeneity_is_the_test_of_stuart_and_maxwell():
+    """Stuart 1955, the sight of both eyes of 7,477 women: chi-square 11.96 with 3."""
+    from scipy.stats import chi2
+
+    eyes = [[1520, 266, 124, 66], [234, 1512, 432, 78]]
+    eyes += [[117, 362, 1772, 205], [36, 82, 179, 492]]
+    found = evaluation.marginal_homogeneity(eyes)
+    assert chi2.isf(found, 3) == pytest.approx(11.96, abs=0.005)
+
+
+def test_two_classes_have_the_test_of_mcnemar():
+    """20 one way, 5 the other: (20 - 5)^2 / 25 = 9 with one free shift."""
+    confusion = np.zeros((6, 6), int)
+    confusion[0, :2], confusion[1, :2] = (30, 20), (5, 45)
+    confusion[4, 4] = 7  # never confused
+    expected = math.erfc(math.sqrt(9 / 2))
+    assert evaluation.marginal_homogeneity(confusion) == pytest.approx(expected)
+    # Another pair that mixes with no class of the first: 9 + 9 with two.
+    confusion[2, 2:4], confusion[3, 2:4] = (30, 5), (20, 45)
+    expected = math.exp(-18 / 2)
+    assert evaluation.marginal_homogeneity(confusion) == pytest.approx(expected)
+
+
+def test_marginal_homogeneity_agrees_with_mistakes_that_are_turned_round():
+    """Where no class is favoured, each mistake is as likely the other way round."""
+    rng = np.random.default_rng(0)
+    confusion = rng.poisson(6, (6, 6)) + np.diag([80] * 6)
+    confusion[0, 3] += 12
+    wrong = np.triu(confusion + confusion.T, 1)
+    turned = rng.binomial(wrong, 0.5, (20_000, 6, 6))
+    turned = turned + (wrong - turned).transpose(0, 2, 1)
+    mixed = wrong + wrong.T
+    inverse = np.linalg.pinv(np.diag(mixed.sum(1)) - mixed)
+    shifts = np.concatenate([confusion[None], turned])
+    shifts = shifts.sum(1) - shifts.sum(2)
+    ours, *others = np.einsum("nk,kj,nj->n", shifts, inverse, shifts)
+    p = np.mean(np.array(others) >= ours)
+    assert 0.01 < p < 0.3
+    assert evaluation.marginal_homogeneity(confusion) == pytest.approx(p, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", ["zeros", "correct", "one class", "never predicted"])
+def test_marginal_homogeneity_of_degenerate_answers(shape):
+    confusion = np.zeros((6, 6), int)
+    if shape == "correct":
+        confusion = np.diag([3, 0, 1, 1000, 1, 1])
+    if shape == "one class":
+        confusion[2, 2] = 5
+    expected = 1.0
+    if shape == "never predicted":  # 100 of class 5, all taken for class 4
+        confusion[4, 4], confusion[5, 4] = 50, 100
+        expected = math.erfc(math.sqrt(100 / 2))
+    found = evaluation.marginal_homogeneity(confusion.tolist())
+    assert found == pytest.approx(expected)
+
+
+def test_the_largest_shift_by_hand():
+    """Of 100 images 20 go from class 1 to 4 and 8 back: -12 points, 6 comparisons."""
+    confusion = np.zeros((6, 6), int)
+    confusion[1, 1], confusion[1, 4] = 30, 20
+    confusion[4, 4], confusion[4, 1] = 42, 8
+    confusion[4, 2] = 0
+    k, shift = evaluation.largest_shift(confusion.tolist())
+    assert (k, shift.value, shift.count) == (1, pytest.approx(-0.12), 100)
+    z = 2.638257  # of the standard normal, 1 - 0.025 / 6
+    middle = (8.5 - 20.5) / 102
+    reach = z * math.sqrt((29 / 102 - middle**2) / 102)
+    assert shift.ci95 == pytest.approx([middle - reach, middle + reach], abs=1e-6)
+    k, shift = evaluation.largest_shift(np.diag([5] * 6))
+    assert shift.value == 0
+    assert shift.ci95[0] < 0 < shift.ci95[1]
+
+
+def test_six_intervals_hold_all_six_shifts():
+    """No class is favoured: in at most one set of twenty the largest excludes 0."""
+    rng, missed = np.random.default_rng(1), 0
+    for _ in range(300):
+        labels = rng.integers(0, 6, 400)
+        other = rng.integers(0, 6, 400)
+        predicted = np.where(rng.random(400) < 0.7, labels, other)
+        confusion = np.bincount(6 * labels + predicted, minlength=36).reshape(6, 6)
+        low, high = evaluation.largest_shift(confusion)[1].ci95
+        missed += not low <= 0 <= high
+    assert missed <= 300 * 0.08
 
 
 def test_a_temperature_undoes_a_scale():
