@@ -39,7 +39,7 @@ def folder(run: str) -> Path:
 
     Taught in: chapter 1
     """
-    path = runtime.build_root() / run / "artifacts"
+    path = runtime.build_root() / runtime.check_run(run) / "artifacts"
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -50,7 +50,7 @@ def require(run: str, name: str) -> Path:
     Raises InputError with the chapter that makes it and the command that runs it.
     Taught in: chapter 2
     """
-    path = runtime.build_root() / run / "artifacts" / name
+    path = runtime.build_root() / runtime.check_run(run) / "artifacts" / name
     finished = path / "manifest.json" if name == "prepared" else path
     if not finished.exists():
         entry = {"prepared": "data", "classifier.safetensors": "classifier"}
@@ -112,7 +112,7 @@ def read_metrics(run: str, *names: str) -> dict:
     Raises InputError where one of `names`, keys of `METRICS`, is not there yet.
     Taught in: chapter 2
     """
-    path = runtime.build_root() / run / "artifacts" / "metrics.json"
+    path = runtime.build_root() / runtime.check_run(run) / "artifacts" / "metrics.json"
     metrics = read_json(path)
     for name in names:
         if name not in metrics:

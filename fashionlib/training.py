@@ -35,11 +35,10 @@ from torch.optim import lr_scheduler, swa_utils
 from fashionlib import artifacts, cpu, images, models, runtime
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet
-from fashionlib.parameters import check_ranges
+from fashionlib.parameters import check_recipe
 from fashionlib.runtime import InputError
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-SCHEDULES = ("constant", "one-cycle")
 PARTS = ("model", "optimizer", "scheduler", "scaler", "ema")  # of a checkpoint
 CODE = ("training", "models", "images", "cpu", "data.prepare")  # decides the weights
 CHECKPOINT_STEPS = 200  # steps between two checkpoints
@@ -82,16 +81,7 @@ class Recipe:
         return cls(**{field.name: parameters[field.name] for field in fields(cls)})
 
     def __post_init__(self):
-        for name, known in {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.items():
-            value, names = getattr(self, name), " or ".join(known)
-            if value not in known:
-                raise InputError(f"{name} must be {names}; found {value!r}.")
-        whole = dict.fromkeys(("epochs", "batch_size"), (1, math.inf))
-        whole |= dict.fromkeys(("crop", "micro_batch", "seed"), (0, math.inf))
-        whole["low_res_epochs"] = (0, self.epochs + 1)
-        fractions = dict.fromkeys(("label_smoothing", "ema_decay"), (0.0, 1.0))
-        rates = {"learning_rate": (1e-99, math.inf), "weight_decay": (0.0, math.inf)}
-        check_ranges(self, **whole, **fractions, **rates)
+        check_recipe(self)
         if self.batch_size % (self.micro_batch or 1):
             found = f"{self.micro_batch} and {self.batch_size}"
             raise InputError(f"micro_batch must divide batch_size; found {found}.")
