@@ -143,7 +143,7 @@ def read_json(path: Path) -> dict:
     Taught in: chapter 2
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__}, not an object")
     except FileNotFoundError:
@@ -163,7 +163,7 @@ def write_json(path: Path, content: Any) -> None:
     except ValueError as error:
         raise InputError(f"{path.name}: a result is not finite ({error}).") from error
     with _renamed(path) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(text + "\n", "utf-8")
 
 
 @contextlib.contextmanager

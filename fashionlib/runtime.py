@@ -252,7 +252,7 @@ def describe_machine() -> dict:
 def _processor_name() -> str:
     """Linux keeps the marketing name in /proc/cpuinfo; elsewhere platform knows it."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
