@@ -201,7 +201,8 @@ def _converted(name: str, value: Any, default: Any, known: dict) -> Any:
         given, value = value, int(value) if kind == "int" else float(value)
         if value != given or not math.isfinite(value):
             raise ValueError
-    if type(value).__name__ != kind or not _is_within(value, limits, known):
+    empty = isinstance(value, str) and not value.strip()
+    if type(value).__name__ != kind or empty or not _is_within(value, limits, known):
         raise TypeError
     return value
 

@@ -139,7 +139,7 @@ WRONG = {
         "sizes": (64, [], [True], [64, 64], [[64]], [[1] * 3], ["a"], [NAN], [4], {}),
         "resize_mode": ("squeeze", None, True),
         "workers": (1.5, -2, None),
-        "source": (None, 1.5, ["a"]),
+        "source": (None, 1.5, ["a"], "", " "),
     },
     "02_resnet152": {
         "size": (64, "64", None, [64], [64, 64, 64], [64, True], [64, 6e9], [[64, 64]]),
