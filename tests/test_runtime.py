@@ -100,8 +100,7 @@ def test_commands_work_where_little_is_promised(tmp_path):
     }
     environment |= {"HOME": "/proc/nowhere", "PYTHONPATH": str(ROOT)}
     environment |= {"FASHION_BUILD": str(tmp_path / "b u$i'l[d] é")}
-    command = [sys.executable, "-OO", "-W", "error::EncodingWarning"]
-    command += ["-X", "warn_default_encoding", "-m"]
+    command = [sys.executable, "-OO", "-m"]
     for module in ("fashionlib", "tools.check", "tools.book"):
         subprocess.run(
             [*command, module, "--help"], check=True, cwd=tmp_path, env=environment
