@@ -109,12 +109,14 @@ def fit(
     returns at once (several machines need a folder in common). settings: what else
     names the computation there: network, data (`Prepared.checksum`). on_start: called
     where there is nothing to go on from.
-    Raises InputError for no images, for a loss that is not finite, and where a batch
-    does not fit into the GPU's memory.
+    Raises InputError for no images, for images not larger than `crop`, for a loss that
+    is not finite, and where a batch does not fit into the GPU's memory.
     Taught in: chapter 2
     """
     if not len(train.rows):
         raise InputError("there is no image to train on: take more classes or images.")
+    if recipe.crop >= (side := min(train.images.shape[1:3])):
+        raise InputError(f"crop must be below {side} pixels; found {recipe.crop}.")
     device = runtime.device(str(device))
     runtime.join_processes(device)
     options = {"recipe": recipe, "precision": precision, "compiled": compiled}

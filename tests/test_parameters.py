@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -220,6 +223,53 @@ def test_an_unknown_parameter_of_papermill_is_refused():
     cells[-1] = "# Parameters\nepochs = 3\n"
     later = {"learning_rates": [1], "sized": 2}  # the chapter's own, run once more
     parameters.check("02_resnet152", {"In": cells} | later)
+
+
+def run_papermill(folder, *options: str) -> tuple[int, str]:
+    """Status and outputs of chapter 2's first cells, bare: without make's own check."""
+    path = runtime.project_root() / "notebooks" / "02_resnet152.ipynb"
+    notebook = json.loads(path.read_text("utf-8"))
+    cells = notebook["cells"]
+    (place,) = (
+        i
+        for i, cell in enumerate(cells)
+        if cell["metadata"].get("tags") == ["parameters"]
+    )
+    code = (
+        "from fashionlib import parameters\nparameters.check('02_resnet152', globals())"
+    )
+    cells[place + 1]["source"] = f"{code}\n(run, weights, size, epochs, learning_rate)"
+    notebook["cells"] = cells[place : place + 2]
+    (folder / "two.ipynb").write_text(json.dumps(notebook), "utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "-k",
+        "python3",
+        "two.ipynb",
+        "out.ipynb",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(runtime.project_root())}
+    done = subprocess.run([*command, *options], cwd=folder, env=environment)
+    outputs = json.loads((folder / "out.ipynb").read_text("utf-8"))["cells"][-1][
+        "outputs"
+    ]
+    return done.returncode, json.dumps(outputs)
+
+
+@pytest.mark.slow
+def test_bare_papermill_has_the_same_check(tmp_path):
+    (tmp_path / "mine.yml").write_text("run: mine\nlearning_rate: 5e-05\n")
+    options = ["-f", "mine.yml", "-p", "weights", "None", "-p", "size", "[64, 64]"]
+    options += ["-p", "run", "20261126", "-y", "epochs: 2.0"]
+    status, shown = run_papermill(tmp_path, *options)
+    assert status == 0
+    assert "('20261126', 'none', [64, 64], 2, 5e-05)" in shown
+    for wrong in ("learing_rate 0.1", "run ../x"):
+        status, shown = run_papermill(tmp_path, "-p", *wrong.split())
+        assert status != 0
+        assert f"InputError: {'run' if 'run' in wrong else '02_resnet152'}" in shown
 
 
 def test_parameters_of_a_chapter_of_ones_own_have_the_type_of_their_default(project):

@@ -360,6 +360,12 @@ def test_a_recipe_is_taken_from_a_chapters_parameters():
     assert training.Recipe.from_parameters(values | {"run": "sample"}) == RECIPE
 
 
+def test_a_crop_moves_no_image_out_of_its_window(data):
+    side = min(data.images.shape[1:3])
+    with pytest.raises(InputError, match="crop"):
+        training.fit(tiny(), data, recipe=replace(RECIPE, crop=side), device="cpu")
+
+
 def test_what_cannot_end_well_does_not_begin(data):
     empty = data._replace(rows=data.rows[:0], labels=data.labels[:0])
     with pytest.raises(InputError, match="train"):
