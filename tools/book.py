@@ -264,7 +264,7 @@ def git(*arguments: str) -> str:
     if not shutil.which("git"):
         return ""
     command = ["git", "-C", runtime.project_root(), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
