@@ -263,7 +263,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="GPU code at the study's size.")
     parser.add_argument("--minutes", type=float, default=10, help="at most; 10")
     out = {"type": Path, "default": measuring.RESULTS}
     parser.add_argument("--out", help="folder of gpu.json; benchmarks/results", **out)

@@ -20,7 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -155,7 +155,7 @@ def write(
     """
     machine = runtime.describe_machine()
     machine["versions"] |= {package: metadata.version(package) for package in packages}
-    content = {"date": date.today().isoformat(), "commit": commit(), **machine}
+    content = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), **machine}
     content |= {"rows": rows, "ratios": ratios, **more}
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(folder / f"{name}.json", content)
@@ -185,15 +185,15 @@ def _git(*arguments: str) -> str:
 
 def put(page: Path, name: str, text: str) -> None:
     """Replace what stands in a page between two lines `<!-- name -->`."""
-    before, after = page.read_text().split(f"<!-- {name} -->\n")[::2]
-    page.write_text(f"{before}<!-- {name} -->\n{text}<!-- {name} -->\n{after}")
+    before, after = page.read_text("utf-8").split(f"<!-- {name} -->\n")[::2]
+    page.write_text(f"{before}<!-- {name} -->\n{text}<!-- {name} -->\n{after}", "utf-8")
 
 
 def overview() -> str:
     """The README's table: one line a ratio, from all results."""
     lines = ["| ours against | times as fast | measured |", "|---|--:|---|"]
     for path in sorted(RESULTS.glob("*.json")):
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         for name, value in content.get("ratios", {}).items():
             if name in README:
                 measured = f"{content['date']}, {path.stem}.py"

@@ -74,7 +74,7 @@ def write_catalogue(
             os.link(folder / "images" / f"{i % len(chosen) + 1}.jpg", path)
         name = "Men,Apparel,Topwear,Shirts,Blue,Fall,2011,Casual,Shirt"
         lines.append(f"{i + 1},{name} {i}")
-    (folder / "styles.csv").write_text("\n".join(lines))
+    (folder / "styles.csv").write_text("\n".join(lines), "utf-8")
     return folder
 
 
@@ -271,7 +271,7 @@ def peak_memory(folder: Path, chosen: list[Image.Image], count: int) -> float:
 def prepare_and_print_peak(catalogue: str, folder: str) -> None:
     """The other end of `peak_memory`. getrusage would give the parent's peak, too."""
     prepare.prepare(catalogue, Path(folder), sizes=[96, 64])
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith("VmHWM"):
             print(int(line.split()[1]) / 1024)
 

@@ -269,7 +269,7 @@ def grow(count: int) -> None:
         model = network("resnet18").to(memory_format=torch.channels_last)
         training.fit(model, few, recipe=RECIPE, device="cpu")  # warms up
         (record,) = training.fit(model, data, recipe=RECIPE, device="cpu")
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith("RssAnon"):  # freed memory is kept: this is the peak
             memory = int(line.split()[1]) / 1024
     print(json.dumps({"rate": count / record["seconds"], "memory": memory}))

@@ -39,7 +39,7 @@ def folder(run: str) -> Path:
 
     Taught in: chapter 1
     """
-    path = runtime.build_root() / run / "artifacts"
+    path = runtime.build_root() / runtime.check_run(run) / "artifacts"
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -50,7 +50,7 @@ def require(run: str, name: str) -> Path:
     Raises InputError with the chapter that makes it and the command that runs it.
     Taught in: chapter 2
     """
-    path = runtime.build_root() / run / "artifacts" / name
+    path = runtime.build_root() / runtime.check_run(run) / "artifacts" / name
     finished = path / "manifest.json" if name == "prepared" else path
     if not finished.exists():
         entry = {"prepared": "data", "classifier.safetensors": "classifier"}
@@ -118,7 +118,7 @@ def read_metrics(run: str, *names: str) -> dict:
     Raises InputError where one of `names`, keys of `METRICS`, is not there yet.
     Taught in: chapter 2
     """
-    path = runtime.build_root() / run / "artifacts" / "metrics.json"
+    path = runtime.build_root() / runtime.check_run(run) / "artifacts" / "metrics.json"
     metrics = read_json(path)
     for name in names:
         if name not in metrics:
@@ -149,7 +149,7 @@ def read_json(path: Path) -> dict:
     Taught in: chapter 2
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__}, not an object")
     except FileNotFoundError:
@@ -169,7 +169,7 @@ def write_json(path: Path, content: Any) -> None:
     except ValueError as error:
         raise InputError(f"{path.name}: a result is not finite ({error}).") from error
     with _renamed(path) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(text + "\n", "utf-8")
 
 
 @contextlib.contextmanager

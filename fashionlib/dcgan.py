@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fashionlib import artifacts, cpu, gan_metrics, images, runtime
 from fashionlib.models import evaluating
-from fashionlib.parameters import check_ranges
+from fashionlib.parameters import check_recipe
 from fashionlib.runtime import InputError
 
 SIZE = 64  # side of the images: four doublings of a 4x4 map
@@ -141,10 +141,7 @@ class Recipe:
     seed: int = 0  # of the first weights, the order of the images and the noise
 
     def __post_init__(self):
-        whole = dict.fromkeys(("epochs", "latent_dim", "base_channels"), (1, math.inf))
-        whole |= {"batch_size": (2, math.inf), "seed": (0, math.inf)}
-        decays = {"beta1": (0.0, 1.0), "ema_decay": (0.0, 1.0)}
-        check_ranges(self, learning_rate=(1e-99, math.inf), **whole, **decays)
+        check_recipe(self)
 
 
 def recipe_overrides(name: str) -> dict:

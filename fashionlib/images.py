@@ -136,7 +136,7 @@ def load(folder: Path) -> Prepared:
 
 
 def _manifest(folder: Path) -> dict:
-    return json.loads((folder / "manifest.json").read_text())
+    return json.loads((folder / "manifest.json").read_text("utf-8"))
 
 
 # --- some images of a set -------------------------------------------------------------

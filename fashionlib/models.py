@@ -91,8 +91,8 @@ def _first_weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
         except (KeyError, ValueError):  # ValueError: resnet10
             raise InputError(f"there are no {what}: use weights = 'none'.") from None
         return download(version.url, what)
-    path = Path(weights).expanduser()
     try:
+        path = Path(weights).expanduser()
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -3,8 +3,9 @@
     parameters.for_profile("02_resnet152", "small")   # defaults, changed by a profile
     parameters.check("02_resnet152", globals())       # first cell of a chapter
 
-The notebook's cell tagged `parameters` is the only list of names, types and defaults.
-make, papermill, JupyterLab and the command line all pass through the same check.
+The notebook's cell tagged `parameters` is the only list of names and defaults, and
+`ALLOWED` says which values are. make, papermill, JupyterLab, the command line and both
+recipes pass through the same check.
 """
 
 from __future__ import annotations
@@ -12,10 +13,48 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import math
 from typing import Any
 
 from fashionlib import runtime
 from fashionlib.runtime import InputError
+
+# The type of each parameter (of each element of a list), and the words or the interval
+# that it must lie in: [0, 1) holds 0, but not 1; a limit may be another parameter.
+ALLOWED = {
+    "str": "run source architecture weights extractors",
+    "str in squash|pad|crop": "resize_mode",
+    "str in imagenet|small": "stem",
+    "str in adam|adamw": "optimizer",
+    "str in constant|one-cycle": "schedule",
+    "str in plain|best": "recipe",
+    "str in none|imagenet": "extractor_weights",
+    f"str in {'|'.join(runtime.PRECISIONS)}": "precision",
+    "bool": "group_names flip probe_first frozen_batch_norm compiled test_time_flip "
+    "inception imagenet",
+    "int in [0, 4294967295]": "seed seeds",  # what every random generator takes
+    "int in [8, 4096]": "size sizes",
+    "int in [8, size]": "sides",
+    "int in [8, size)": "gan_side",
+    "int in [0, size)": "crop",
+    "int in [32, 512]": "drawing_size",
+    "int in [0, 5]": "classes",
+    "int in [-1, inf)": "workers",
+    "int in [2, inf)": "batch_size image_count",  # BatchNorm compares images
+    "int in [0, batch_size]": "micro_batch",
+    "int in [0, epochs]": "low_res_epochs",
+    "int in [1, image_count]": "deletion_images slow_images",
+    "int in [1, inf)": "epochs drawing_epochs pretraining_epochs steps deletion_steps "
+    "face_images latent_dim base_channels",
+    "int in [12, inf)": "extractor_images drawing_count distance_images",
+    "int in [0, inf)": "04_average_saliency.image_count",  # 0: all
+    "float in (0, inf)": "learning_rate",
+    "float in [0, inf)": "weight_decay",
+    "float in [0, 1)": "label_smoothing ema_decay beta1",
+    "float in (0, 1]": "label_fractions",
+}
+ALLOWED = {name: kind for kind, names in ALLOWED.items() for name in names.split()}
+REPEATED = ("size", "epochs")  # lists that may hold a value twice
 
 
 def profiles() -> list[str]:
@@ -41,10 +80,14 @@ def notebook_defaults(chapter: str) -> dict[str, Any]:
     path = runtime.project_root() / "notebooks" / f"{chapter}.ipynb"
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
-            statements = ast.parse("".join(cell["source"])).body
-            return {
-                each.targets[0].id: ast.literal_eval(each.value) for each in statements
-            }
+            defaults = {}
+            try:
+                for line in ast.parse("".join(cell["source"])).body:
+                    defaults[line.targets[0].id] = ast.literal_eval(line.value)
+            except (AttributeError, SyntaxError, ValueError) as error:
+                expected = "the cell tagged `parameters` must hold lines `name = value`"
+                raise InputError(f"{path}: {expected}, found {error}.") from error
+            return defaults
     raise InputError(f"{path} has no cell tagged `parameters`.")
 
 
@@ -73,58 +116,120 @@ def for_profile(chapter: str, profile: str) -> dict[str, Any]:
     if not isinstance(chosen, dict):
         found = type(chosen).__name__
         raise InputError(f"{where} must hold lines `name: value`, found {found}.")
-    for name in chosen.keys() - defaults.keys():
-        near = difflib.get_close_matches(str(name), defaults, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(defaults)}."
-        )
-        raise InputError(f"{where}: the notebook has no parameter {name!r}; {hint}")
+    _check_names(chosen, defaults, where)
     check(chapter, chosen, where)
+    if chosen.setdefault("run", profile) != profile:
+        raise InputError(f"{where}: run must be {profile}; found {chosen['run']}.")
     return defaults | chosen
 
 
 def check(chapter: str, values: dict[str, Any], where: str = "") -> None:
-    """Compare the types of a chapter's parameters with those of its defaults.
+    """Compare a chapter's parameters with what is allowed: names, types and ranges.
 
     values: the notebook's `globals()`, or the lines of a profile. What can be converted
-    without doubt is, in place: 2 for a float, 2.0 for an int, "1e-3" for a number.
-    Raises InputError for every other type.
+    without doubt is, in place: 2 for a float, 2.0 for a whole number, text that stands
+    for a value ("1e-3", "[64, 64]", "false"), digits for text, None for "none".
+    Raises InputError for every other value, and for a name that papermill was given
+    and the chapter does not have.
     Taught in: chapter 1
     """
-    for name, default in notebook_defaults(chapter).items():
-        if name in values:
-            try:
-                values[name] = _converted(values[name], default)
-            except (TypeError, ValueError, OverflowError):  # infinity is no int
-                raise InputError(
-                    f"{where or chapter}: {name} must be of type "
-                    f"{type(default).__name__} like {default!r}, "
-                    f"found {values[name]!r:.100}."
-                ) from None
+    where, defaults, known = where or chapter, notebook_defaults(chapter), {}
+    for executed in values.get("In", []):  # the cells that a kernel has run
+        if executed.startswith("# Parameters\n"):  # papermill's own
+            names = [each.targets[0].id for each in ast.parse(executed).body]
+            _check_names(names, defaults, where)
+    for name, default in defaults.items():
+        key = f"{chapter}.{name}" if f"{chapter}.{name}" in ALLOWED else name
+        value = values.get(name, default)
+        known[name] = _checked(f"{where}: {name}", key, value, default, known)
+    runtime.check_run(known.get("run", "sample"))
+    fractions = known.get("label_fractions", [])
+    if fractions and len(fractions) != len(known["epochs"]):
+        raise InputError(f"{where}: epochs must be as many as label_fractions.")
+    values.update({name: known[name] for name in known.keys() & values.keys()})
 
 
-def _converted(value: Any, default: Any) -> Any:
-    """The value as the default's type; an error where that is a guess."""
-    kind = type(default)
-    if type(value) is kind:
-        return value
-    if isinstance(value, bool) or kind not in (int, float):
-        raise TypeError
-    number = float(value)
-    if kind is int and number != int(number):
-        raise ValueError
-    return kind(number)
+def check_recipe(recipe: object) -> None:
+    """Compare a recipe's values with what is allowed for parameters of their names.
 
-
-def check_ranges(recipe: object, **ranges: tuple[float, float]) -> None:
-    """Compare numbers of a recipe with their ranges, from `low` to below `high`.
-
-    ranges: (low, high) of each attribute; where `low` is an int, the number must be.
-    Raises InputError for the first one that is out of range or of another type.
+    Nothing is converted. Raises InputError for the first one that is not allowed.
     Taught in: chapter 2
     """
-    for name, (low, high) in ranges.items():
-        value, kind = getattr(recipe, name), type(low)
-        if type(value) not in (int, kind) or not low <= value < high:
-            limits = f"{kind.__name__} from {low} to below {high}"
-            raise InputError(f"{name} must be of type {limits}; found {value!r}.")
+    known = vars(recipe)
+    for name in filter(ALLOWED.get, known):
+        value, found = known[name], _checked(name, name, known[name], None, known)
+        if type(value) not in (type(found), int):  # an int may stand for a float
+            raise InputError(
+                f"{name} must be of type {ALLOWED[name]}; found {value!r}."
+            )
+
+
+def _check_names(names, defaults: dict, where: str) -> None:
+    """Refuse a name that the chapter does not have, with the one that is meant."""
+    for name in names:
+        if name not in defaults:
+            near = difflib.get_close_matches(str(name), defaults, n=1)
+            known = f"known: {', '.join(defaults)}."
+            hint = f"did you mean {near[0]!r}?" if near else known
+            raise InputError(f"{where}: the notebook has no parameter {name!r}; {hint}")
+
+
+def _checked(label: str, name: str, value: Any, default: Any, known: dict) -> Any:
+    """The value as its type where it is allowed, else one line."""
+    try:
+        return _converted(name, value, default, known)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        kind = f"of type {ALLOWED.get(name, type(default).__name__)}"
+        if isinstance(default, list):
+            once = "" if name in REPEATED else ", none twice"
+            kind = f"a list like {default}{once}, each {kind}"
+        raise InputError(f"{label} must be {kind}; found {value!r:.100}.") from None
+
+
+def _converted(name: str, value: Any, default: Any, known: dict) -> Any:
+    """The value as its type; an error where that is a guess, or out of its range."""
+    kind, _, limits = ALLOWED.get(name, type(default).__name__).partition(" in ")
+    if isinstance(value, str) and (kind != "str" or isinstance(default, list)):
+        value = json.loads(value.lower().replace("'", '"'))
+    if isinstance(default, list):
+        return _converted_list(name, value, default, known)
+    if kind == "str" and value is None and default == "none":
+        value = "none"
+    elif kind == "str" and type(value) is int:
+        value = str(value)
+    elif kind in ("int", "float") and type(value) is not bool:
+        given, value = value, int(value) if kind == "int" else float(value)
+        if value != given or not math.isfinite(value):
+            raise ValueError
+    empty = isinstance(value, str) and not value.strip()
+    if type(value).__name__ != kind or empty or not _is_within(value, limits, known):
+        raise TypeError
+    return value
+
+
+def _converted_list(name: str, values: Any, default: list, known: dict) -> list:
+    """Each of the values as its type; a size is a pair, one of sizes may be."""
+    if not isinstance(values, list | tuple) or not values:
+        raise TypeError
+    made = []
+    for value in values:
+        if name == "sizes" and isinstance(value, list | tuple):
+            made.append(_converted_list("size", value, [0, 0], known))
+        else:
+            made.append(_converted(name, value, default[0], known))
+    twice = any(made.count(value) > 1 for value in made)
+    if (twice and name not in REPEATED) or (name == "size" and len(made) != 2):
+        raise ValueError
+    return made
+
+
+def _is_within(value: Any, limits: str, known: dict) -> bool:
+    """Whether a text is one of `a|b`, or a number within `[low, high)`."""
+    if not limits or "|" in limits:
+        return not limits or value in limits.split("|")
+    low, high = limits[1:-1].split(", ")
+    # `inf`, or a parameter that a recipe may not have
+    high = known.get(high, math.inf) if high.isidentifier() else float(high)
+    high, low = min(high) if isinstance(high, list) else high, float(low)
+    above = low < value or (low == value and limits[0] == "[")
+    return above and (value < high or (value == high and limits[-1] == "]"))

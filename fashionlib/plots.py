@@ -19,10 +19,13 @@ import contextlib
 import inspect
 import io
 import itertools
+import os
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 
+with contextlib.suppress(KeyError):  # one that is none stops matplotlib's import
+    BACKEND = os.environ.pop("MPLBACKEND")
 import matplotlib as mpl
 import numpy as np
 from IPython.display import Code, Markdown, display
@@ -31,6 +34,9 @@ from matplotlib.patches import Rectangle
 
 from fashionlib.alt_texts import Described, in_words
 from fashionlib.catalogue import CLASS_NAMES
+
+with contextlib.suppress(NameError, ValueError):  # for figures of the reader's own
+    mpl.rcParams["backend"] = os.environ["MPLBACKEND"] = BACKEND
 
 # inches: of a figure, the height and the width of the type; pixels an inch as shown
 WIDTH, LINE, CHARACTER, DPI = 7, 0.19, 0.08, 110

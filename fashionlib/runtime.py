@@ -14,6 +14,7 @@ import functools
 import os
 import platform
 import random
+import re
 import sys
 import timeit
 from collections.abc import Iterable, Iterator
@@ -53,6 +54,19 @@ def build_root() -> Path:
     Taught in: chapter 1
     """
     return (project_root() / (os.environ.get("FASHION_BUILD") or "build")).resolve()
+
+
+def check_run(run: str) -> str:
+    """The name of a run, which is a folder's below `build_root`: plain, not a path.
+
+    Raises InputError for what is not 1 to 60 letters, digits, `_`, `-` and `.`,
+    beginning with a letter, a digit or `_`.
+    Taught in: chapter 1
+    """
+    if not isinstance(run, str) or not re.fullmatch(r"\w[\w.-]{0,59}", run):
+        allowed = "1 to 60 letters, digits, _, - and ., and begin with no - or ."
+        raise InputError(f"run must be a name of {allowed}; found {run!r:.100}.")
+    return run
 
 
 # --- device and precision -------------------------------------------------------------
@@ -238,7 +252,7 @@ def describe_machine() -> dict:
 def _processor_name() -> str:
     """Linux keeps the marketing name in /proc/cpuinfo; elsewhere platform knows it."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -35,11 +35,10 @@ from torch.optim import lr_scheduler, swa_utils
 from fashionlib import artifacts, cpu, images, models, runtime
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.images import ImageSet
-from fashionlib.parameters import check_ranges
+from fashionlib.parameters import check_recipe
 from fashionlib.runtime import InputError
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-SCHEDULES = ("constant", "one-cycle")
 PARTS = ("model", "optimizer", "scheduler", "scaler", "ema")  # of a checkpoint
 CODE = ("training", "models", "images", "cpu", "data.prepare")  # decides the weights
 CHECKPOINT_STEPS = 200  # steps between two checkpoints
@@ -82,16 +81,7 @@ class Recipe:
         return cls(**{field.name: parameters[field.name] for field in fields(cls)})
 
     def __post_init__(self):
-        for name, known in {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.items():
-            value, names = getattr(self, name), " or ".join(known)
-            if value not in known:
-                raise InputError(f"{name} must be {names}; found {value!r}.")
-        whole = dict.fromkeys(("epochs", "batch_size"), (1, math.inf))
-        whole |= dict.fromkeys(("crop", "micro_batch", "seed"), (0, math.inf))
-        whole["low_res_epochs"] = (0, self.epochs + 1)
-        fractions = dict.fromkeys(("label_smoothing", "ema_decay"), (0.0, 1.0))
-        rates = {"learning_rate": (1e-99, math.inf), "weight_decay": (0.0, math.inf)}
-        check_ranges(self, **whole, **fractions, **rates)
+        check_recipe(self)
         if self.batch_size % (self.micro_batch or 1):
             found = f"{self.micro_batch} and {self.batch_size}"
             raise InputError(f"micro_batch must divide batch_size; found {found}.")
@@ -119,14 +109,16 @@ def fit(
     returns at once (several machines need a folder in common). settings: what else
     names the computation there: network, data (`Prepared.checksum`). on_start: called
     where there is nothing to go on from.
-    Raises InputError for no images, for a loss that is not finite, and where a batch
-    does not fit into the GPU's memory.
+    Raises InputError for no images, for images not larger than `crop`, for a loss that
+    is not finite, and where a batch does not fit into the GPU's memory.
     Taught in: chapter 2
     """
     if not len(train.rows):
         raise InputError("there is no image to train on: take more classes or images.")
     if validation is not None and not len(validation.rows):
         raise InputError("the validation set has no image: take None or more images.")
+    if recipe.crop >= (side := min(train.images.shape[1:3])):
+        raise InputError(f"crop must be below {side} pixels; found {recipe.crop}.")
     device = runtime.device(str(device))
     runtime.join_processes(device)
     options = {"recipe": recipe, "precision": precision, "compiled": compiled}

@@ -16,9 +16,10 @@ from fashionlib.data import prepare
 
 @pytest.fixture(autouse=True)
 def build(tmp_path, monkeypatch):
-    """A build folder of its own."""
-    monkeypatch.setenv("FASHION_BUILD", str(tmp_path / "build"))
-    return tmp_path / "build"
+    """A build folder of its own, with what shells, globs and formats give a meaning."""
+    folder = tmp_path / "b $u'i[l]d é%s {0}"
+    monkeypatch.setenv("FASHION_BUILD", str(folder))
+    return folder
 
 
 def refused(*arguments: str) -> str:
@@ -54,6 +55,12 @@ def test_predict_prints_the_probability_of_each_class(tmp_path, capsys):
 def test_predict_of_an_unknown_run_names_the_chapter_and_makes_nothing(build):
     assert "02_resnet152" in refused("predict", "photo.jpg", "--run", "smal")
     assert not build.exists()
+
+
+@pytest.mark.parametrize("run", ["../../x", "/x", "..", "", "a b", "a/b"])
+def test_predict_of_a_run_with_no_plain_name_makes_nothing(run, tmp_path):
+    assert "run must be" in refused("predict", "photo.jpg", "--run", run)
+    assert not list(tmp_path.iterdir())
 
 
 def test_predict_of_what_is_no_image_is_one_line(tmp_path):

@@ -1,6 +1,7 @@
 """Figures are looked at by people; what can be counted is tested here."""
 
 import base64
+import contextlib
 import io
 import os
 import subprocess
@@ -134,24 +135,108 @@ def test_a_figure_is_shown_as_png_words_and_caption(monkeypatch):
     assert "\n" not in caption.data
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["agg", "TkAgg"])
-def test_a_notebook_shows_its_figure_once_whatever_the_backend(backend, monkeypatch):
+DRAWN = """
+import numpy as np
+from fashionlib import evaluation, plots
+pixels = np.tile(np.arange(0, 240, dtype=np.uint8)[:, None, None], (1, 180, 3))
+ramp, few = pixels[:, :, 0] / 240, [evaluation.Estimate(0.5, [0.4, 0.6])] * 2
+three = {"a": ([1, 2, 3], [3, 1, 2]), "b": ([1, 2, 3], [1, 2, 3])}
+with plots.axes(height=4) as (figure, ax):
+    ax.scatter([1, 2, 30_000], [2, 1, 1e-7], label="files", alpha=0.6)
+    ax.axline((0, 0), slope=1, color="0.5", linestyle=":", label="square")
+    ax.legend(loc="upper left")
+shaded, ax = plots.Figure(), None
+with plots.axes() as (shaded, ax):
+    import seaborn as sns
+    counts = np.arange(9).reshape(3, 3)
+    sns.heatmap(counts / 9, annot=counts, ax=ax, cmap="Blues", cbar=False)
+figures = [
+    figure, shaded,
+    plots.class_bars({"ours": [0.1] * 6, "theirs": [0.2] * 6}),
+    plots.image_rows({"$x$": [pixels, ramp], "maps": [ramp - 0.5]}, ["$a$", "b_c"]),
+    plots.image_grid([pixels, pixels[:90]], ["Was $20", "now $10"]),
+    plots.estimates({"": {"row": few[0]}}, "accuracy"), plots.text_figure("None."),
+    plots.panels({"loss": three, "other": {"of two": (["x", "y"], few)}}, "epoch", 45),
+]
+for number, figure in enumerate(figures):
+    plots.show(figure, f"Figure {number}, -1.5 *not* $x$.")
+"""
+KERNEL = """
+c.InlineBackend.figure_formats = {"svg", "jpeg"}
+c.InlineBackend.print_figure_kwargs = {"dpi": 20, "facecolor": "red"}
+c.InlineBackend.rc = {"figure.dpi": 20, "axes.facecolor": "red", "font.size": 30}
+c.InlineBackend.close_figures = False
+c.IPKernelApp.matplotlib = "inline"
+c.InteractiveShellApp.exec_lines = [
+    "import fashionlib.plots, matplotlib.pyplot as plt; plt.switch_backend('svg')",
+    "plt.style.use(['dark_background', 'ggplot']); plt.rcParams['axes.grid'] = 0",
+]
+"""
+
+
+def other_settings() -> str:
+    """A matplotlibrc in which every setting is another than matplotlib's own."""
+    values = [True, False, "red", "serif", "Missing Font", "log", "jpg", "svg", "both"]
+    values += ["heavy", "x-large", "top", "left", "lower", "none", "--", "nearest", "x"]
+    values += [20, 3, 0.4, "0.1, 0.7", "'10', '20'", "cycler('color', 'rg')", "data"]
+    lines = []
+    for name, default in mpl.rcParamsDefault.items():
+        for value in values:
+            with contextlib.suppress(Exception):
+                found = mpl.rcsetup._validators[name](value)
+                if found != default and name not in ("backend", "text.latex.preamble"):
+                    quoted = f'"{value}"' if "#" in str(value) else value
+                    lines.append(f"{name}: {quoted}")
+                    break
+    assert len(lines) > 250
+    return "\n".join(["text.usetex: True", *lines])
+
+
+def executed(code: str, folder, monkeypatch, **environment: str) -> list[dict]:
+    """The outputs of a cell in a kernel of its own."""
     import nbformat
     from nbclient import NotebookClient
 
-    cell = (
-        "%config InlineBackend.figure_formats = ['svg']\n"
-        "from fashionlib import plots\n"
-        "plots.show(plots.class_bars({'ours': [0.1] * 6}), 'Six bars.')"
-    )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
-    monkeypatch.setenv("MPLBACKEND", backend)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    bars, caption = (dict(output["data"]) for output in notebook.cells[0].outputs)
-    assert set(bars) == {"image/png", "text/plain"}
-    assert bars["text/plain"].startswith("fraction of images: ours Men/Accessories 0.1")
-    assert caption["text/markdown"] == "*Six bars.*"
+    return [dict(output["data"]) for output in notebook.cells[0].outputs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["TkAgg", "module://nowhere.at_all", "nonsense"])
+def test_a_figure_is_the_same_whatever_the_reader_has_set(
+    backend, tmp_path, monkeypatch
+):
+    """To the byte, with its words: matplotlibrc, IPython's profile, locale, home."""
+    ours = executed(DRAWN, tmp_path, monkeypatch)
+    (tmp_path / "matplotlibrc").write_text(other_settings())
+    (tmp_path / "profile_default").mkdir()
+    if backend != "nonsense":  # with that IPython itself would not start
+        (tmp_path / "profile_default" / "ipython_kernel_config.py").write_text(KERNEL)
+    theirs = executed(
+        DRAWN,
+        tmp_path,
+        monkeypatch,
+        MPLBACKEND=backend,
+        MATPLOTLIBRC=str(tmp_path / "matplotlibrc"),
+        IPYTHONDIR=str(tmp_path),
+        LC_ALL="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+        PYTHONHASHSEED="7",
+        TZ="Pacific/Kiritimati",
+        HOME=str(tmp_path / "nowhere"),
+    )
+    assert len(ours) == 2 * 8
+    for shown in ours[::2]:
+        assert set(shown) == {"image/png", "text/plain"}
+        assert len(shown["text/plain"]) > 4
+    assert [shown["text/plain"] for shown in theirs[::2]] == [
+        shown["text/plain"] for shown in ours[::2]
+    ]
+    assert theirs == ours
 
 
 DEGENERATE = {  # what is drawn: its words

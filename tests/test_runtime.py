@@ -1,5 +1,7 @@
-"""Folders, device and precision, and what an import may cost."""
+"""Folders, device and precision, the reader's environment, what an import may cost."""
 
+import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fashionlib import runtime
+from fashionlib import artifacts, runtime
 from fashionlib.runtime import InputError
 
 
@@ -36,6 +38,87 @@ def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     assert runtime.build_root() == root / "build"
     monkeypatch.setenv("FASHION_BUILD", "relative")
     assert runtime.build_root() == root / "relative"
+
+
+@pytest.mark.parametrize(
+    "name", ["sample", "2026-11-30", "mine_2.b", "größe", "a" * 60]
+)
+def test_a_run_has_a_plain_name(name):
+    assert runtime.check_run(name) == name
+
+
+NO_PATH = ["", ".", "..", "../../x", "/x", "a/b", "a\\b", ".a", "a:b", "a\0", "a" * 61]
+NO_WORD = ["-rf", "a ", " a", "a b", "a\n", "$(x)", "a'b", 5, None, True, ["sample"]]
+
+
+@pytest.mark.parametrize("name", [*NO_PATH, *NO_WORD])
+def test_no_other_name_leaves_the_build_folder(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASHION_BUILD", str(tmp_path / "build"))
+    reading = (artifacts.read_metrics, lambda run: artifacts.require(run, "prepared"))
+    writing = (
+        artifacts.folder,
+        lambda run: artifacts.publish(run, "data", {"rows": 1}),
+    )
+    for use in (runtime.check_run, *reading, *writing):
+        with pytest.raises(InputError, match="run must be") as error:
+            use(name)
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+# --- the reader's environment ---------------------------------------------------------
+
+ROOT = runtime.project_root()
+SOURCES = [
+    path
+    for folder in ("fashionlib", "tools", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_files_are_utf_8_whatever_the_locale_and_no_work_is_done_for_assert(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        assert not isinstance(node, ast.Assert), "python -O leaves it out"
+        if isinstance(node, ast.Attribute | ast.Name):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
+            assert name != "__doc__", "python -OO has none"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name, given = node.func.attr, {each.arg for each in node.keywords}
+            wanted = {"read_text": 1, "write_text": 2}.get(name, 0)
+            assert len(node.args) >= wanted or "encoding" in given, node.lineno
+
+
+@pytest.mark.slow
+def test_commands_work_where_little_is_promised(tmp_path):
+    """No docstrings, no asserts, no UTF-8, no home, another place in the world."""
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0"}
+    environment |= {
+        "PYTHONCOERCECLOCALE": "0",
+        "TZ": "Asia/Kolkata",
+        "MPLBACKEND": "agg",
+    }
+    environment |= {"HOME": "/proc/nowhere", "PYTHONPATH": str(ROOT)}
+    environment |= {"FASHION_BUILD": str(tmp_path / "b u$i'l[d] é")}
+    command = [sys.executable, "-OO", "-m"]
+    for module in ("fashionlib", "tools.check", "tools.book"):
+        subprocess.run(
+            [*command, module, "--help"], check=True, cwd=tmp_path, env=environment
+        )
+    check = [*command, "tools.check", "--profile", "small", "--source", "synthetic"]
+    subprocess.run(check, check=True, cwd=tmp_path, env=environment)
+    code = (
+        "from fashionlib.data import synthetic; synthetic.draw('c a$t é', products=60)"
+    )
+    drawn = [*command[:-1], "-c", code]
+    subprocess.run(drawn, check=True, cwd=tmp_path, env=environment)
+    assert (tmp_path / "c a$t é" / "styles.csv").is_file()
+    predict = [*command, "fashionlib", "predict", "x.jpg", "--run", "smal"]
+    done = subprocess.run(
+        predict, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: ")
 
 
 def test_a_missing_device_is_named_with_those_that_are_there():

@@ -323,14 +323,29 @@ def test_float16_scales_the_loss(tmp_path, data):
         {"learning_rate": math.inf},
         {"learning_rate": "5e-05"},
         {"weight_decay": -1},
+        {"weight_decay": math.nan},
         {"label_smoothing": 1},
+        {"label_smoothing": 2},
+        {"label_smoothing": -0.1},
         {"ema_decay": 1.5},
         {"ema_decay": math.nan},
         {"crop": -1},
+        {"crop": 1.5},
+        {"epochs": True},
+        {"epochs": [3]},
+        {"epochs": "three"},
+        {"batch_size": 1},
+        {"flip": 1},
+        {"flip": "false"},
+        {"frozen_batch_norm": None},
         {"low_res_epochs": 4},
+        {"low_res_epochs": -1},
         {"micro_batch": 5},
         {"micro_batch": 32},
         {"seed": -1},
+        {"seed": 2**32},
+        {"seed": 1.5},
+        {"seed": None},
     ],
 )
 def test_a_recipe_refuses_nonsense_in_one_line(options):
@@ -343,6 +358,12 @@ def test_a_recipe_refuses_nonsense_in_one_line(options):
 def test_a_recipe_is_taken_from_a_chapters_parameters():
     values = {field: getattr(RECIPE, field) for field in vars(RECIPE)}
     assert training.Recipe.from_parameters(values | {"run": "sample"}) == RECIPE
+
+
+def test_a_crop_moves_no_image_out_of_its_window(data):
+    side = min(data.images.shape[1:3])
+    with pytest.raises(InputError, match="crop"):
+        training.fit(tiny(), data, recipe=replace(RECIPE, crop=side), device="cpu")
 
 
 def test_what_cannot_end_well_does_not_begin(data):

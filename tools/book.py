@@ -20,7 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -56,14 +56,14 @@ def stage(profile: str) -> Path:
     parts = this_build(profile, chapters)
     parts["overview"] = overview(profile, book / "overview.png")
     for page in ("_config.yml", "_toc.yml", *PAGES):
-        text = (root / page).read_text()
+        text = (root / page).read_text("utf-8")
         for name, part in parts.items():
             text = text.replace(f"<!-- {name} -->", part)
-        (book / page).write_text(text)
+        (book / page).write_text(text, "utf-8")
     add_buttons(book / "_config.yml")
     for chapter, notebook in chapters.items():
         text = json.dumps(for_page(notebook), indent=1, ensure_ascii=False)
-        (book / "notebooks" / f"{chapter}.ipynb").write_text(text)
+        (book / "notebooks" / f"{chapter}.ipynb").write_text(text, "utf-8")
     return book
 
 
@@ -74,7 +74,7 @@ def executed(profile: str) -> dict[str, dict]:
         path = runtime.build_root() / profile / "notebooks" / f"{chapter}.ipynb"
         if not path.exists():
             raise InputError(f"{path} is missing: make report PROFILE={profile}")
-        notebooks[chapter] = json.loads(path.read_text())
+        notebooks[chapter] = json.loads(path.read_text("utf-8"))
     return notebooks
 
 
@@ -225,7 +225,11 @@ def record(profile: str, chapters: dict[str, dict]) -> dict:
     """The metrics of a run, with date, commit and the seconds of its chapters."""
     notes = {name: each["metadata"]["papermill"] for name, each in chapters.items()}
     seconds = {name: round(note["duration"]) for name, note in notes.items()}
-    run = {"date": f"{datetime.now():%Y-%m-%d}", "commit": commit(), "profile": profile}
+    run = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": commit(),
+        "profile": profile,
+    }
     metrics = artifacts.read_metrics(profile, "data", "classifier")
     return metrics | {"run": run | {"chapter_seconds": seconds}}
 
@@ -260,7 +264,7 @@ def git(*arguments: str) -> str:
     if not shutil.which("git"):
         return ""
     command = ["git", "-C", runtime.project_root(), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
@@ -274,12 +278,12 @@ def add_buttons(config: Path) -> None:
     address = r"(?:https://|git@)(github\.com|gitlab\.com)[:/](.+?)(?:\.git)?/?"
     if not (found := re.fullmatch(address, git("remote", "get-url", "origin"))):
         return
-    settings = yaml.safe_load(config.read_text())
+    settings = yaml.safe_load(config.read_text("utf-8"))
     url, branch = f"https://{found[1]}/{found[2]}", git("branch", "--show-current")
     settings["repository"] = {"url": url, "branch": branch or "main"}
     settings["launch_buttons"]["binderhub_url"] = "https://mybinder.org"
     settings["html"] |= {"use_repository_button": True, "use_issues_button": True}
-    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
 
 
 # --- a report that is kept ------------------------------------------------------------

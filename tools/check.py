@@ -50,8 +50,8 @@ def check(profile: str, source: str = "", seed: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for chapter, text in texts.items():
         path = folder / f"{chapter}.yml"
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
     return folder
 
 

@@ -52,7 +52,8 @@ def modules() -> dict[str, str]:
     root = runtime.project_root()
     files = sorted([*root.glob("fashionlib/**/*.py"), *root.glob("tools/*.py")])
     names = [".".join(path.relative_to(root).with_suffix("").parts) for path in files]
-    return {name: path.read_text() for name, path in zip(names, files, strict=True)}
+    texts = [path.read_text("utf-8") for path in files]
+    return dict(zip(names, texts, strict=True))
 
 
 def house(module: str) -> str:
@@ -112,7 +113,7 @@ def faults(sources: dict[str, str]) -> list[str]:
 
 def bookkeeping(path: Path) -> tuple[int, int, Counter[str]]:
     """Code lines of a notebook's bookkeeping, all its code lines, the calls counted."""
-    cells = json.loads(path.read_text())["cells"]
+    cells = json.loads(path.read_text("utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     text = "\n".join(sources)
     tree, lines, calls = ast.parse(text), set(), Counter()

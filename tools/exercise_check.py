@@ -29,7 +29,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from fashionlib import runtime
 
 FOLDER = Path(__file__).resolve().parent
-PACKED = json.loads((FOLDER / "solutions.json").read_text())["solutions"]
+PACKED = json.loads((FOLDER / "solutions.json").read_text("utf-8"))["solutions"]
 # {chapter: {exercise: code}}
 SOLUTIONS = json.loads(zlib.decompress(base64.b64decode(PACKED)))
 EXERCISES = [(chapter, name) for chapter, each in SOLUTIONS.items() for name in each]

@@ -69,13 +69,13 @@ def write(folder: Path, sources: Iterable[Path]) -> None:
     """
     texts, solutions = {}, {}
     for path in sources:
-        made, found = without_solutions(json.loads(path.read_text()))
+        made, found = without_solutions(json.loads(path.read_text("utf-8")))
         texts[path.name] = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
         solutions[path.stem] = found
     refuse_changed(folder, texts)
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / "notebooks" / name).write_text(text)
+        (folder / "notebooks" / name).write_text(text, "utf-8")
     packed = base64.b64encode(zlib.compress(json.dumps(solutions).encode())).decode()
     written = {name: digest(text) for name, text in texts.items()}
     content = {"written": written, "solutions": packed}
@@ -90,9 +90,9 @@ def refuse_changed(folder: Path, texts: dict[str, str]) -> None:
     written = artifacts.read_json(record).get("written", {})
     for name, text in texts.items():
         path = folder / "notebooks" / name
-        if not path.exists() or path.read_text() == text:
+        if not path.exists() or path.read_text("utf-8") == text:
             continue
-        if digest(path.read_text()) != written.get(name):
+        if digest(path.read_text("utf-8")) != written.get(name):
             raise InputError(
                 f"{path} is a student's work, it has changed since it was written. "
                 f"Nothing was written: move {folder} away, then run make student again."

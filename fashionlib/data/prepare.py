@@ -381,7 +381,8 @@ def _decode_chunk(job: Job, first: int, members: list) -> dict:
         _write(job.path(name), first, rows)
     facts = [decoded[0] for decoded in chunk]
     note = {"seconds": time.perf_counter() - started, "facts": facts}
-    job.note(first).write_text(json.dumps(note))  # of half a note, `_read_json` is {}
+    # of half a note, `_read_json` is {}
+    job.note(first).write_text(json.dumps(note), "utf-8")
     return note
 
 

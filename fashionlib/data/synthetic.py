@@ -223,7 +223,7 @@ ITEMS = {
 # an outline, `&` adds the mirror image. Then comes the paint (-30: 30 % black, +30:
 # 30 % white), and the points x,y: in widths of the image, y down, from the middle of an
 # item or of a figure's shoulders.
-DRAWINGS = Path(__file__).with_name("drawings.txt").read_text()
+DRAWINGS = Path(__file__).with_name("drawings.txt").read_text("utf-8")
 
 
 # --- what to draw: records of parameters ----------------------------------------------
@@ -818,7 +818,7 @@ def _finished(folder, settings):
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / "catalogue.json").read_text())["settings"]
+        found = json.loads((folder / "catalogue.json").read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{folder} holds something that synthetic.draw did not make: name another "
@@ -843,9 +843,9 @@ def _draw_all(folder, settings):
     for entry, record in zip(plan, records, strict=True):
         if entry["row"]:
             rows.append(_row(record, entry, seed))
-    (folder / "styles.csv").write_text("\n".join(rows) + "\n")
+    (folder / "styles.csv").write_text("\n".join(rows) + "\n", "utf-8")
     facts = {"settings": settings, **_truth(plan, records)}
-    (folder / "catalogue.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / "catalogue.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     for path in folder.rglob("*"):
         os.utime(path, (DATE, DATE))
 
