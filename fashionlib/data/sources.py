@@ -6,17 +6,20 @@
 
 `open_source` also takes a folder, or `kaggle-small` and `kaggle-full`, which are
 downloaded into data/. Nothing is ever unpacked. A zip is refused as a whole where an
-entry points outside of it or claims an absurd size.
+entry points outside of it, is encrypted, comes twice or claims an absurd size.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import hashlib
 import lzma
 import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
@@ -30,8 +33,10 @@ KAGGLE = {  # with the version: what is on disk is then found without a network
     "kaggle-full": "paramaggarwal/fashion-product-images-dataset/versions/1",
 }
 MAX_BYTES = 2**28  # of one member; what claims more is no product image
+DEPTH = 5  # folders below a source that are searched; Kaggle's nest three
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError)
-DAMAGED += (RuntimeError, OverflowError)  # RuntimeError: an encrypted entry
+# RuntimeError: an encrypted entry, an unknown way of packing
+DAMAGED += (RuntimeError, OverflowError, struct.error)
 Members = dict[str, tuple[int, int]]  # name: bytes, and time (folder) or CRC (zip)
 
 
@@ -50,8 +55,9 @@ class Source:
     def read(self, name: str) -> bytes:
         """Bytes of a member.
 
-        Raises ValueError for a member that is at fault itself (a damaged or encrypted
-        zip entry, an absurd size), OSError where the source cannot be read.
+        Raises ValueError for a member that is at fault itself (a damaged zip entry, a
+        link to nowhere, a pipe, an absurd size), OSError where the source cannot be
+        read.
         """
         if self.path.is_dir():
             return _read_file(self.path / self.root / name)
@@ -73,14 +79,20 @@ class Source:
     def members(self, folder: str, suffix: str) -> dict[int, str]:
         """Product id -> member, for `<folder>/<id><suffix>`, id without leading zeros.
 
-        The case of the suffix does not matter.
+        The case of the suffix does not matter. Raises InputError for two of one id.
         """
         pattern = re.compile(
             rf"{re.escape(folder)}/(0|[1-9]\d{{0,17}})(?i:{re.escape(suffix)})",
             re.ASCII,
         )
-        matches = map(pattern.fullmatch, sorted(self.files))
-        return {int(match[1]): match[0] for match in matches if match}
+        found = {}
+        for match in filter(None, map(pattern.fullmatch, sorted(self.files))):
+            other = found.setdefault(int(match[1]), match[0])
+            if other != match[0]:
+                raise InputError(
+                    f"source {self.path} has both {other} and {match[0]}: keep one."
+                )
+        return found
 
     def fingerprint(self) -> str:
         """SHA-256 of styles.csv and of the names, sizes and times of all members.
@@ -95,7 +107,7 @@ class Source:
         return digest.hexdigest()
 
 
-def unreadable(path: Path, error: Exception) -> InputError:
+def unreadable(path: str | Path, error: Exception) -> InputError:
     """The error for a source that cannot be read, or no longer.
 
     Taught in: chapter 1
@@ -109,29 +121,36 @@ def unreadable(path: Path, error: Exception) -> InputError:
 def open_source(source: str | Path) -> Source:
     """Find the catalogue at `source`: a folder, a zip, `kaggle-small`, `kaggle-full`.
 
-    Raises InputError where there is none or several, for a corrupt zip, and for an
-    entry that points outside of its zip.
+    Raises InputError where there is none or several, and for a zip that is corrupt or
+    has an entry to keep away from.
     Taught in: chapter 1
     """
-    if source in KAGGLE:
-        path = _download(source)
-    else:
-        path = Path(source).expanduser().resolve()
     try:
-        if not path.exists():
-            raise InputError(
-                f"source {str(source)!r} does not exist: give a folder or zip with "
-                f"styles.csv and images/, or one of synthetic, {', '.join(KAGGLE)}."
-            )
-        files = _folder_members(path) if path.is_dir() else _zip_members(path)
+        path = _download(source) if source in tuple(KAGGLE) else _place(source)
+        files = _zip_members(path) if path.is_file() else _folder_members(path)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(source, error) from error
     return _locate(path, files)
+
+
+def _place(source: str | Path) -> Path:
+    """A folder or an ordinary file: to open a pipe or a device would never end."""
+    there = False
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):  # None, \0, ~nobody
+        path = Path(source).expanduser().resolve()
+        there = str(source).strip() and (path.is_dir() or path.is_file())
+    if there:
+        return path
+    raise InputError(
+        f"source {str(source)!r:.300} does not exist: give a folder or zip with "
+        f"styles.csv and images/, or one of synthetic, {', '.join(KAGGLE)}."
+    )
 
 
 def _locate(path: Path, files: Members) -> Source:
     """The shallowest folder with styles.csv and images/; deeper ones are copies."""
-    folders = {name.rsplit("images/", 1)[0] for name in files if "images/" in name}
+    found = filter(None, map(re.compile("(.*/)?images/").match, files))
+    folders = {match[1] or "" for match in found}
     with_table = [root for root in folders if f"{root}styles.csv" in files]
     roots = sorted(with_table, key=lambda root: (root.count("/"), root))
     if not roots:
@@ -154,24 +173,38 @@ def _locate(path: Path, files: Members) -> Source:
 # --- folders --------------------------------------------------------------------------
 
 
-def _folder_members(folder: Path, prefix: str = "") -> Members:
-    """Files of a folder; what is closed to us below it is an error, not empty."""
-    members = {}
+def _folder_members(folder: Path, prefix: str = "", above: tuple = ()) -> Members:
+    """Files of a folder; what is closed to us below it is an error, not empty.
+
+    above: the folders that it lies in; a link back to one of them is not followed.
+    """
+    status = folder.stat()
+    here, members = (status.st_dev, status.st_ino), {}
+    if here in above or len(above) > DEPTH:
+        return members
     for path in folder.iterdir():
-        status = path.stat()  # a link to nowhere is an error, too
+        try:
+            status = path.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            status = path.lstat()  # a link to nowhere: to read it will say so
         if stat.S_ISDIR(status.st_mode):
-            members |= _folder_members(path, f"{prefix}{path.name}/")
-        elif stat.S_ISREG(status.st_mode):
+            members |= _folder_members(path, f"{prefix}{path.name}/", (*above, here))
+        else:
             members[prefix + path.name] = (status.st_size, status.st_mtime_ns)
     return members
 
 
 def _read_file(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(
-            f"{path.name} has {size:,} bytes; no product image has over {MAX_BYTES:,}"
-        )
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path.name} is a link to nowhere")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path.name} is no ordinary file")
+    if status.st_size > MAX_BYTES:
+        found = f"{path.name} has {status.st_size:,} bytes"
+        raise ValueError(f"{found}; no product image has over {MAX_BYTES:,}")
     return path.read_bytes()
 
 
@@ -194,29 +227,34 @@ def _zip_members(path: Path) -> Members:
     """Files of a zip; one with an entry that would leave it is refused."""
     try:
         entries = _archive(path).infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (*DAMAGED, ValueError) as error:
         raise InputError(
             f"source {path} is not a readable zip ({error}): download or copy it again."
         ) from error
+    members = {}
     for entry in entries:
         fault = _fault(entry)
+        if entry.filename in members:
+            fault = "comes twice: which one counts, nobody knows"
         if fault:
             raise InputError(
-                f"source {path} has an entry that {fault}: {entry.filename!r}. "
-                "Do not use it."
+                f"source {path} has an entry that {fault}: {entry.filename!r:.200}."
             )
-    files = [entry for entry in entries if not entry.is_dir()]
-    return {entry.filename: (entry.file_size, entry.CRC) for entry in files}
+        if not entry.is_dir():
+            members[entry.filename] = (entry.file_size, entry.CRC)
+    return members
 
 
 def _fault(entry: zipfile.ZipInfo) -> str | None:
     """What makes a zip with this entry one to keep away from."""
     if entry.file_size > MAX_BYTES:
         return f"claims {entry.file_size:,} bytes, where {MAX_BYTES:,} are many"
+    if entry.flag_bits & 1:
+        return "is encrypted, so give the unpacked folder instead"
     place = PurePosixPath(entry.filename.replace("\\", "/"))
     is_link = stat.S_ISLNK(entry.external_attr >> 16)
     if place.is_absolute() or ".." in place.parts or is_link:
-        return "points outside of it"
+        return "points outside of it, so do not use it"
     return None
 
 
