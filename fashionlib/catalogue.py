@@ -42,7 +42,7 @@ def read_lines(source) -> list[str]:
     """
     try:
         text = source.read("styles.csv").decode("utf-8-sig", errors="replace")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise InputError(
             f"styles.csv of {source.path} cannot be read ({error}): download, copy or "
             "pack it again."

@@ -12,7 +12,6 @@ entry points outside of it, is encrypted, comes twice or claims an absurd size.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import lzma
@@ -56,19 +55,20 @@ class Source:
         """Bytes of a member.
 
         Raises ValueError for a member that is at fault itself (a damaged zip entry, a
-        link to nowhere, a pipe, an absurd size), OSError where the source cannot be
+        link to nowhere, a pipe, an absurd size), InputError where the source cannot be
         read.
         """
-        if self.path.is_dir():
-            return _read_file(self.path / self.root / name)
         try:
+            if self.path.is_dir():
+                return _read_file(self.path / self.root / name)
             archive = _archive(self.path)
             entry = archive.getinfo(self.root + name)
             with archive.open(entry) as file:
                 return file.read(entry.file_size)  # whatever is inside, no more than it
         except (*DAMAGED, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # without a number it is bz2's word for damaged data
+                raise unreadable(self.path, error) from error
+            # an OSError without a number is bz2's word for damaged data
             message = f"damaged entry in {self.path.name}: {error}"
             raise ValueError(message) from error
 
@@ -85,14 +85,14 @@ class Source:
             rf"{re.escape(folder)}/(0|[1-9]\d{{0,17}})(?i:{re.escape(suffix)})",
             re.ASCII,
         )
-        found = {}
-        for match in filter(None, map(pattern.fullmatch, sorted(self.files))):
-            other = found.setdefault(int(match[1]), match[0])
-            if other != match[0]:
-                raise InputError(
-                    f"source {self.path} has both {other} and {match[0]}: keep one."
-                )
-        return found
+        found = [*filter(None, map(pattern.fullmatch, sorted(self.files)))]
+        members = {int(match[1]): match[0] for match in found}
+        if len(members) < len(found):
+            raise InputError(
+                f"source {self.path} has two files of one id in {folder}/, like 7.jpg "
+                "and 7.JPG: keep one."
+            )
+        return members
 
     def fingerprint(self) -> str:
         """SHA-256 of styles.csv and of the names, sizes and times of all members.
@@ -101,7 +101,7 @@ class Source:
         """
         try:
             digest = hashlib.sha256(self.read("styles.csv"))
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise unreadable(self.path, error) from error
         digest.update(repr(sorted(self.files.items())).encode())
         return digest.hexdigest()
@@ -183,12 +183,8 @@ def _folder_members(folder: Path, prefix: str = "", above: tuple = ()) -> Member
     if here in above or len(above) > DEPTH:
         return members
     for path in folder.iterdir():
-        try:
-            status = path.stat()
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):
-                raise
-            status = path.lstat()  # a link to nowhere: to read it will say so
+        # a link to nowhere is a member, too: to read it will say so
+        status = path.stat() if path.exists() else path.lstat()
         if stat.S_ISDIR(status.st_mode):
             members |= _folder_members(path, f"{prefix}{path.name}/", (*above, here))
         else:
@@ -197,14 +193,13 @@ def _folder_members(folder: Path, prefix: str = "", above: tuple = ()) -> Member
 
 
 def _read_file(path: Path) -> bytes:
-    if path.is_symlink() and not path.exists():
-        raise ValueError(f"{path.name} is a link to nowhere")
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path.name} is no ordinary file")
-    if status.st_size > MAX_BYTES:
-        found = f"{path.name} has {status.st_size:,} bytes"
-        raise ValueError(f"{found}; no product image has over {MAX_BYTES:,}")
+    if os.path.lexists(path) and not path.is_file():
+        raise ValueError(f"{path.name} is no ordinary file, or a link to nowhere")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"{path.name} has {size:,} bytes; no product image has over {MAX_BYTES:,}"
+        )
     return path.read_bytes()
 
 
@@ -270,22 +265,10 @@ def _download(name: str) -> Path:
         return Path(kagglehub.dataset_download(KAGGLE[name]))
     except Exception as error:  # of requests, of Kaggle's client, of zipfile
         page = KAGGLE[name].removesuffix("/versions/1")
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise InputError(
-            f"{name} could not be downloaded: {_reason(error)}. "
-            f"Or download https://www.kaggle.com/datasets/{page} by hand and pass the "
-            "zip: SOURCE=path/to/archive.zip"
+            f"{name} could not be downloaded ({type(error).__name__}: {reason:.200}): "
+            "check the network, and the token in ~/.kaggle/access_token (kaggle.com, "
+            f"Settings, API). Or download https://www.kaggle.com/datasets/{page} by "
+            "hand and pass the zip: SOURCE=path/to/archive.zip"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong with a download and what to do, in a few words."""
-    import requests
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        place = "~/.kaggle/access_token (from kaggle.com, Settings, API)"
-        return f"Kaggle answers {status}; put a valid token into {place}"
-    if isinstance(error, requests.ConnectionError | requests.Timeout):
-        return "Kaggle cannot be reached; check the network"
-    first_line = (str(error).splitlines() or ["no reason given"])[0]
-    return f"{type(error).__name__}: {first_line}"
