@@ -154,7 +154,7 @@ def test_digits_of_other_scripts_are_no_year(tmp_path):
     assert table["year"].isna().all()
 
 
-@pytest.mark.parametrize("line", ["x" * 10**7, '"' * 10**6, '"",' * 10**6, '"a"",' * 9])
+@pytest.mark.parametrize("line", ["x" * 10**6, '"' * 10**5, '"x' * 10**5, '"a"",' * 9])
 @pytest.mark.parametrize("before", ["", HEADER + "\n", HEADER + "\n1,Men,"])
 def test_a_huge_line_is_not_quoted_whole(tmp_path, before, line):
     with pytest.raises(InputError) as error:

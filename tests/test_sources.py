@@ -337,7 +337,7 @@ def test_what_lies_beside_the_images_does_not_matter(tmp_path):
         ),
         *("/dev/zero", "/dev/null", Path("/dev/zero")),
     ],
-    ids=repr,
+    ids=lambda source: repr(source)[:20],
 )
 def test_what_is_no_source_at_all(source, monkeypatch, tmp_path):
     """Nor is "" the working directory, although a catalogue lies there."""
