@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -83,15 +84,32 @@ def publish(run: str, chapter: str, results: dict, *, extend: bool = False) -> N
     Raises InputError for a number that is not finite: null with a reason says more.
     Taught in: chapter 1
     """
-    from filelock import FileLock
-
     path = folder(run) / "metrics.json"
-    with FileLock(f"{path}.lock"):
+    with locked(path):
         metrics = read_json(path)
         kept = metrics.get(chapter, {}) if extend else {}
         for key in results:
             kept.pop(f"{key}_reason", None)  # an older run's
         write_json(path, metrics | {chapter: kept | _plain(results)})
+
+
+@contextlib.contextmanager
+def locked(path: Path, patience: float = 1) -> Iterator[None]:
+    """One process at a time writes `path`; another waits, and says so.
+
+    patience: seconds that it waits before. The system frees a killed process's lock.
+    Taught in: chapter 1
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{path}.lock")
+    try:
+        held = lock.acquire(timeout=patience)
+    except Timeout:
+        print(f"{path.name}: another process is writing it; waiting for that")
+        held = lock.acquire()
+    with held:
+        yield
 
 
 def _plain(value: Any) -> Any:
@@ -181,6 +199,51 @@ def _renamed(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# --- checksums ------------------------------------------------------------------------
+
+
+def sealed(content: dict) -> dict:
+    """What is written of a manifest or a note: with a checksum of itself.
+
+    Taught in: chapter 1
+    """
+    import xxhash
+
+    text = json.dumps(content, sort_keys=True)
+    return content | {"seal": xxhash.xxh3_128_hexdigest(text.encode())}
+
+
+def read_sealed(path: Path) -> dict:
+    """A manifest or a note; empty where there is none, or one that is not as written.
+
+    Taught in: chapter 1
+    """
+    with contextlib.suppress(InputError, RecursionError):
+        found = read_json(path)
+        content = {key: found[key] for key in found if key != "seal"}
+        if found == sealed(content):
+            return content
+    return {}
+
+
+def checksum(path: Path) -> str:
+    """128 bits (XXH3) of a file; read once, and again where it has changed since.
+
+    Raises OSError where it cannot be read.
+    Taught in: chapter 1
+    """
+    status = path.stat()
+    return _checksum(path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def _checksum(path: Path, *state: int) -> str:
+    import xxhash
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 # --- weights --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ on its first nine commas loses none.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -25,53 +26,105 @@ COLUMNS = (
 GENDERS = ("Men", "Women")
 CATEGORIES = ("Accessories", "Apparel", "Other")  # Other: every remaining category
 CLASS_NAMES = tuple(f"{gender}/{name}" for name in CATEGORIES for gender in GENDERS)
+QUOTED = r'"(?:[^"]|"")*"'  # a field as a spreadsheet writes it
+FIELD = rf'((?:[^",][^,]*)?|{QUOTED})'
+ROW = re.compile(",".join([FIELD] * (len(COLUMNS) - 1) + ["(.*)"]), re.DOTALL)
 SPLITS = {"train": 0.75, "validation": 0.10, "test": 0.15}
+
+
+def read_lines(source) -> list[str]:
+    """The lines of styles.csv: its header, then one for each row; blank ones left out.
+
+    source: a `data.sources.Source`. Lines may end as on any system; what is not UTF-8
+    becomes the character U+FFFD.
+    Raises InputError for a file that cannot be read.
+    Taught in: chapter 1
+    """
+    try:
+        text = source.read("styles.csv").decode("utf-8-sig", errors="replace")
+    except ValueError as error:
+        raise InputError(
+            f"styles.csv of {source.path} cannot be read ({error}): download, copy or "
+            "pack it again."
+        ) from error
+    # splitlines() would also cut a name at U+2028 or U+0085
+    ended = re.split(r"\r*\n", text) if "\n" in text else text.split("\r")
+    return [line for line in ended if line.strip()]
 
 
 def read_styles(source) -> tuple[pd.DataFrame, int]:
     """The rows of styles.csv, and how many carry unquoted commas in the product name.
 
     source: a `data.sources.Source`. Columns are COLUMNS: `id` int64, `year` Int16
-    (missing allowed), the others strings. A name in proper CSV quotes, as a spreadsheet
-    writes it, is unquoted and not malformed.
-    Raises InputError for a file that cannot be read, for missing columns, for a row of
-    fewer than ten fields, and for an id that comes twice.
+    (missing allowed), the others strings. A field in proper CSV quotes, as a
+    spreadsheet writes it, is unquoted and not malformed.
+    Raises InputError for a file that cannot be read, for other columns, for a row of
+    fewer than ten fields or with a comma in another one than the name, for an id that
+    comes twice, and for a gender or category that differs from ours in its spelling
+    only: it would silently count as another one.
     Taught in: chapter 1
     """
     where = f"styles.csv of {source.path}"
-    try:
-        text = source.read("styles.csv").decode("utf-8-sig", errors="replace")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{where} cannot be read ({error}): download or copy it again."
-        ) from error
-    # splitlines() would also cut a name at U+2028 or U+0085
-    lines = text.replace("\r\n", "\n").split("\n")
-    header = tuple(lines[0].split(","))
-    if header != COLUMNS:
+    first, *others = read_lines(source) or [""]
+    header = ", ".join(map(_unquoted, _fields(first)))
+    if header != ", ".join(COLUMNS):
         raise InputError(
             f"{where}: expected the columns {', '.join(COLUMNS)}; "
-            f"found {', '.join(header) or 'none'}."
+            f"found {header or 'none'}."
         )
-    rows = [line.split(",", len(COLUMNS) - 1) for line in lines[1:] if line.strip()]
-    for row in rows:
-        if len(row) < len(COLUMNS) or not re.fullmatch(r"\d{1,18}", row[0]):
+    rows = [_fields(line) for line in others]
+    for line, row in zip(others, rows, strict=True):
+        if len(row) < len(COLUMNS) or not re.fullmatch(r"[0-9]{1,18}", row[0]):
             raise InputError(
                 f"{where}: expected {len(COLUMNS)} fields that begin with a number, "
-                f"found {','.join(row)!r:.200}."
+                f"found {line!r:.200}."
             )
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"id": "int64"})
     if table["id"].duplicated().any():
         twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
         raise InputError(f"{where}: id {twice} comes twice; ids must be unique.")
-    is_year = table["year"].str.fullmatch(r"\d{4}(\.0+)?")
-    table["year"] = pd.to_numeric(table["year"].where(is_year)).astype("Int16")
-    name = table["productDisplayName"]
-    quoted = name.str.fullmatch(r'"(?:[^"]|"")*"')
-    malformed = int((name.str.contains(",") & ~quoted).sum())
-    unquoted = name.str[1:-1].str.replace('""', '"')
-    table["productDisplayName"] = name.where(~quoted, unquoted)
-    return table, malformed
+    _check_spelling(where, table["gender"], GENDERS)
+    _check_spelling(where, table["masterCategory"], CATEGORIES[:2])
+    name, year = table["productDisplayName"], table["year"]
+    is_year = year.str.fullmatch(r"[0-9]{4}(\.0+)?")
+    has_commas = name.str.contains(",") & ~name.str.fullmatch(QUOTED)
+    shifted = table["id"][has_commas & ~is_year & ~year.isin(["", "NA"])]
+    if len(shifted):
+        raise InputError(
+            f"{where}: the row of id {shifted.iloc[0]} has a comma in one of its first "
+            "nine fields: put that field in quotes."
+        )
+    table["year"] = pd.to_numeric(year.where(is_year)).astype("Int16")
+    table["productDisplayName"] = name.map(_unquoted)
+    return table, int(has_commas.sum())
+
+
+def _fields(line: str) -> list[str]:
+    """A line cut at its first nine commas, but not at those within quotes.
+
+    The first nine fields are unquoted. Fewer than ten where a quote is never closed.
+    """
+    if '"' not in line:
+        return line.split(",", len(COLUMNS) - 1)
+    row = ROW.fullmatch(line)
+    return [*map(_unquoted, row.groups()[:-1]), row[len(COLUMNS)]] if row else [line]
+
+
+def _unquoted(field: str) -> str:
+    quoted = re.fullmatch(QUOTED, field)
+    return field[1:-1].replace('""', '"') if quoted else field
+
+
+def _check_spelling(where: str, column: pd.Series, words: tuple[str, ...]) -> None:
+    """Refuse `men` or ` Men` for Men, and what is not UTF-8."""
+    meant = {word.casefold(): word for word in words}
+    for value in column.unique():
+        letters = re.sub(r"\W", "", unicodedata.normalize("NFKC", value)).casefold()
+        if meant.get(letters, value) != value or "\N{REPLACEMENT CHARACTER}" in value:
+            raise InputError(
+                f"{where}: {column.name} {value!r:.60} is neither exactly one of "
+                f"{', '.join(words)} nor clearly another one: correct it, in UTF-8."
+            )
 
 
 def labels(table: pd.DataFrame) -> pd.Series:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fashionlib import artifacts
 from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.data.prepare import VERSION, Size, size_name
 from fashionlib.runtime import InputError
@@ -70,30 +70,35 @@ class Prepared:
 
     def has_masks(self, size: Size) -> bool:
         """Whether the catalogue came with masks (the synthetic one does)."""
-        return f"masks_{size_name(size)}" in self.manifest["checksums"]
+        return f"masks_{size_name(size)}.npy" in self.manifest["checksums"]
 
     def array(self, size: Size, kind: str = "images") -> np.ndarray:
         """Memory-mapped uint8: images (N, H, W, 3), or with kind="masks" (N, H, W).
 
-        Raises InputError where it is missing, damaged, or was made anew since `load`.
+        Raises InputError where it is missing, damaged, or was made anew since `load`:
+        its checksum is compared, which reads it once in every process.
         """
-        name = f"{kind}_{size_name(size)}"
+        name = f"{kind}_{size_name(size)}.npy"
         if name not in self.manifest["checksums"]:
             sizes = ", ".join(self.manifest["settings"]["sizes"])
             raise InputError(
                 f"{kind} of {size_name(size)} were not prepared; there are: {sizes}. "
                 "Add the size to chapter 1."
             )
-        with contextlib.suppress(OSError, ValueError):  # too short a file: ValueError
-            array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-            unchanged = _manifest(self.folder) == self.manifest
-            if unchanged and len(array) == len(self.index):
-                return array
+        manifest = artifacts.read_sealed(self.folder / "manifest.json")
+        if manifest == self.manifest and self._is_whole(name):
+            return np.load(self.folder / name, mmap_mode="r")
         raise InputError(
-            f"{name}.npy in {self.folder} is damaged or newer than what was loaded: "
+            f"{name} in {self.folder} is damaged or newer than what was loaded: "
             "restart the notebook, and if that does not help delete the folder and run "
             "chapter 01_data_preparation again."
         )
+
+    def _is_whole(self, name: str) -> bool:
+        with contextlib.suppress(OSError):
+            found = artifacts.checksum(self.folder / name)
+            return found == self.manifest["checksums"][name]
+        return False
 
     def subset(self, split: str, size: Size, classes=None) -> ImageSet:
         """The products of one set (`train`, `validation`, `test`), or some classes.
@@ -114,7 +119,7 @@ class Prepared:
 
     def checksum(self, size: Size) -> str:
         """SHA-256 of the images of one size, their classes and the split."""
-        images = self.manifest["checksums"][f"images_{size_name(size)}"]
+        images = self.manifest["checksums"][f"images_{size_name(size)}.npy"]
         table = self.index[["id", "label", "split"]].to_csv(index=False)
         return hashlib.sha256((images + table).encode()).hexdigest()
 
@@ -125,18 +130,15 @@ def load(folder: Path) -> Prepared:
     Taught in: chapter 2
     """
     folder = Path(folder)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = _manifest(folder)
-        if manifest["settings"]["version"] == VERSION:
-            return Prepared(folder, pd.read_parquet(folder / "index.parquet"), manifest)
+    manifest = artifacts.read_sealed(folder / "manifest.json")
+    if manifest.get("settings", {}).get("version") == VERSION:
+        prepared = Prepared(folder, pd.DataFrame(), manifest)
+        if prepared._is_whole("index.parquet"):
+            return replace(prepared, index=pd.read_parquet(folder / "index.parquet"))
     raise InputError(
         f"{folder} is not a finished preparation of this version: delete it and run "
         "chapter 01_data_preparation again."
     )
-
-
-def _manifest(folder: Path) -> dict:
-    return json.loads((folder / "manifest.json").read_text("utf-8"))
 
 
 # --- some images of a set -------------------------------------------------------------

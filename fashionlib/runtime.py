@@ -30,8 +30,14 @@ PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 class InputError(Exception):
     """Something the user can put right, in one line.
 
-    It says what was expected, what was found, and what to do. Taught in: chapter 1
+    It says what was expected, what was found, and what to do. Whatever is quoted in it,
+    a row of a table or a file's name, it stays one line of at most 1,000 characters.
+    Taught in: chapter 1
     """
+
+    def __str__(self) -> str:
+        line = "".join(c if c.isprintable() else " " for c in super().__str__())
+        return line if len(line) <= 1000 else f"{line[:700]} ... {line[-290:]}"
 
     def _render_traceback_(self) -> list[str]:
         """IPython's hook: a notebook shows the message instead of a traceback."""

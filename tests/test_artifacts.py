@@ -128,6 +128,49 @@ def test_missing_results_name_chapter_and_command():
         artifacts.require("mine", "prepared")
 
 
+def test_who_waits_for_a_lock_says_so(build, capsys):
+    """A second process holds it for a while."""
+    holder = """
+import sys, time
+from fashionlib import artifacts
+with artifacts.locked(artifacts.folder("sample") / "metrics.json"):
+    print("held", flush=True)
+    time.sleep(1.6)
+"""
+    command = [sys.executable, "-c", holder]
+    root, pipe = runtime.project_root(), subprocess.PIPE
+    with subprocess.Popen(command, cwd=root, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        artifacts.publish("sample", "data", {"rows": 1})
+    assert "metrics.json: another process" in capsys.readouterr().out
+    artifacts.publish("sample", "data", {"rows": 2})
+    assert capsys.readouterr().out == ""  # nobody waits, nobody speaks
+
+
+ALTERED = {"list": "[]", "null": "null", "deep": "[" * 10**5, "no seal": '{"a": 1}'}
+
+
+@pytest.mark.parametrize("text", ALTERED.values(), ids=ALTERED)
+def test_what_is_not_as_it_was_sealed_is_empty(tmp_path, text):
+    path, content = tmp_path / "note.json", {"a": 1, "b": [0.1, None, {"c": "d"}]}
+    assert artifacts.read_sealed(path) == {}
+    artifacts.write_json(path, artifacts.sealed(content))
+    assert artifacts.read_sealed(path) == content
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    assert artifacts.read_sealed(path) == {}
+    path.write_text(text)
+    assert artifacts.read_sealed(path) == {}
+
+
+def test_a_checksum_is_taken_again_of_a_file_that_changed(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    # XXH3, 128 bits, of "abc": the value that its own command line prints
+    assert artifacts.checksum(path) == "06b05ab6733a618578af5f94892f3950"
+    path.write_bytes(b"abd")
+    assert artifacts.checksum(path) != "06b05ab6733a618578af5f94892f3950"
+
+
 def test_prepared_data_count_only_with_a_manifest():
     folder = artifacts.folder("sample") / "prepared"
     folder.mkdir()

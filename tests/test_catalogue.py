@@ -71,9 +71,10 @@ def test_quotes(tmp_path, written, name, malformed):
     assert (table["productDisplayName"][0], count) == (name, malformed)
 
 
-def test_byte_order_mark_and_windows_line_ends(tmp_path):
-    text = "\r\n".join(
-        [HEADER, csv_line(7, name="one"), "", csv_line(8, name="two"), ""]
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\r\r\n", "\n"])
+def test_byte_order_mark_and_line_ends_of_any_system(tmp_path, end):
+    text = end.join(
+        [HEADER, csv_line(7, name="one"), "", "  ", csv_line(8, name="two"), ""]
     )
     table, malformed = read(tmp_path, b"\xef\xbb\xbf" + text.encode())
     assert table["id"].tolist() == [7, 8]
@@ -91,10 +92,89 @@ def test_unusual_years_are_missing_not_an_error(tmp_path):
     assert table["year"][2] == 2012
 
 
+def changed(**fields: str) -> str:
+    """A table of one row in which some fields are written in another way."""
+    row = dict(zip(catalogue.COLUMNS, csv_line(1).split(","), strict=True))
+    return f"{HEADER}\n{','.join((row | fields).values())}\n"
+
+
+@pytest.mark.parametrize("text", ["Top, wear", 'Top ""wear""', ", ,", ""])
+def test_a_quoted_comma_in_any_column_shifts_none(tmp_path, text):
+    table, malformed = read(tmp_path, changed(subCategory=f'"{text}"'))
+    assert table["subCategory"][0] == text.replace('""', '"')
+    assert (table["articleType"][0], table["year"][0], malformed) == ("Shirts", 2011, 0)
+
+
+def test_a_table_in_which_everything_is_quoted(tmp_path):
+    lines = [HEADER, csv_line(1, name="one"), csv_line(2, name="two")]
+    quoted = "\n".join('"' + line.replace(",", '","') + '"' for line in lines)
+    table, malformed = read(tmp_path, quoted)
+    plain, _ = read(tmp_path / "plain", "\n".join(lines))
+    pd.testing.assert_frame_equal(table, plain)
+    assert malformed == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("gender", b"men"),
+        ("gender", b" Men"),
+        ("gender", b"WOMEN"),
+        ("gender", "\uff2d\uff45\uff4e".encode()),  # wide letters
+        ("gender", "Men\u200b".encode()),  # a space of no width
+        ("gender", b"M\xe9n"),
+        ("masterCategory", b"accessories"),
+        ("masterCategory", b"Apparel "),
+        ("masterCategory", "\u00a0Apparel".encode()),
+        ("masterCategory", b"App\xffarel"),
+    ],
+)
+def test_our_words_in_other_letters_are_refused_not_read_as_others(
+    tmp_path, column, value
+):
+    content = changed(**{column: "HERE"}).encode().replace(b"HERE", value)
+    with pytest.raises(InputError, match=column) as error:
+        read(tmp_path, content)
+    assert "\n" not in str(error.value)
+
+
+def test_other_words_stay_what_they_are(tmp_path):
+    table, _ = read(tmp_path, changed(gender="Boys", masterCategory="Footwear"))
+    assert catalogue.labels(table).tolist() == [-1]
+
+
+def test_what_is_not_utf8_costs_no_row(tmp_path):
+    content = changed(productDisplayName="Caf_").encode().replace(b"_", b"\xe9")
+    table, _ = read(tmp_path, content)
+    assert table["productDisplayName"].tolist() == ["Caf\N{REPLACEMENT CHARACTER}"]
+
+
+def test_digits_of_other_scripts_are_no_year(tmp_path):
+    table, _ = read(tmp_path, changed(year="\u0662\u0660\u0661\u0661"))
+    assert table["year"].isna().all()
+
+
+@pytest.mark.parametrize("line", ["x" * 10**6, '"' * 10**5, '"x' * 10**5, '"a"",' * 9])
+@pytest.mark.parametrize("before", ["", HEADER + "\n", HEADER + "\n1,Men,"])
+def test_a_huge_line_is_not_quoted_whole(tmp_path, before, line):
+    with pytest.raises(InputError) as error:
+        read(tmp_path, before + line)
+    assert len(str(error.value)) <= 1000
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "found none"),
+        (changed(id="\u0661"), "begin with a number"),
+        (changed(id="0" * 19), "begin with a number"),
+        (changed(subCategory='"Topwear'), "expected 10 fields"),
+        (changed(subCategory="Top, wear"), "id 1 has a comma in one of its first"),
+        (HEADER + ",\n", "found id, gender"),
+        (",".join(catalogue.COLUMNS[::-1]), "found productDisplayName"),
+        ((HEADER + "\n").encode("utf-16"), "expected the columns"),
+        (f"{HEADER}\n{',' * 9}\n", "begin with a number"),
+        (f"{HEADER}\n{csv_line(7)}\n{csv_line('007')}\n", "id 7 comes twice"),
         (HEADER.replace(",year", "") + "\n", "found id, gender"),
         (
             f"{HEADER}\n1,Men,Apparel,Topwear\n",

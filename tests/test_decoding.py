@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from conftest import BLUE, GREEN, RED, WHITE, encode, solid
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.datasets import load_sample_images
 
 from fashionlib.data import decoding
@@ -344,6 +344,31 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(side):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with pytest.raises(decoding.UNREADABLE, match="pixels"):
             decoding.decode(data, (64, 64))
+
+
+def claiming(data: bytes, width: int, height: int) -> bytes:
+    """A JPEG whose header says another size than it holds."""
+    start = data.index(b"\xff\xc0") + 5
+    sides = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return data[:start] + sides + data[start + 4 :]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_with_fewer_pixels_than_it_claims_is_unreadable(mode, orientation):
+    """Not filled up with grey, as Pillow does."""
+    image = Image.open(io.BytesIO(photograph(300, 400))).convert(mode)
+    stream, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(stream, "JPEG", exif=exif)
+    data = stream.getvalue()
+    assert decoding.decode(data, (64, 64))[0].any()
+    end = b"\xff\xd9"
+    for fewer in (claiming(data, 9000, 9000), claiming(data, 400, 330)):
+        with pytest.raises(decoding.UNREADABLE, match="truncated"):
+            decoding.decode(fewer, (64, 64))
+    with pytest.raises(decoding.UNREADABLE, match="truncated"):
+        decoding.decode(data[: len(data) // 2] + end, (64, 64))  # ended in good order
 
 
 def test_a_jpeg_with_a_blemish_is_still_decoded():

@@ -312,6 +312,28 @@ def test_stratified_subsets_hold_each_other():
     assert set(small.rows) <= set(large.rows)
 
 
+SUBSETS = {
+    "random": lambda data, seed: images.random_subset(data, 120, seed),
+    "balanced": lambda data, seed: images.balanced_subset(data, 120, seed),
+    "stratified": lambda data, seed: images.stratified_subset(data, 0.2, seed),
+}
+
+
+@pytest.mark.parametrize("subset", SUBSETS.values(), ids=SUBSETS)
+def test_no_subset_is_a_prefix_of_the_set_or_of_a_class(subset):
+    """Ids cluster by class, and within a class by article: here two, 50 each."""
+    data = image_set(600)._replace(labels=np.repeat(np.arange(6), 100))
+    few = subset(data, 0)
+    place = np.searchsorted(data.rows, few.rows)
+    assert (data.labels[place] == few.labels).all()
+    assert len(set(place)) == 120
+    second_article = place % 100 >= 50
+    assert 0.35 < second_article.mean() < 0.65  # over 3 standard deviations of a half
+    counts = np.bincount(few.labels[second_article], minlength=6)
+    assert counts.min() >= 3  # of about 10 in each class
+    assert set(subset(data, 1).rows) != set(few.rows)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("resident", [False, True])
 def test_batches_are_the_same_on_the_gpu(resident):

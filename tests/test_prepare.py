@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import degenerate
 import numpy as np
 import pytest
 from conftest import (
@@ -29,6 +30,7 @@ from PIL import Image
 from fashionlib import images
 from fashionlib.data import decoding, prepare
 from fashionlib.runtime import InputError
+from tools import check
 
 
 def catalogue_of(folder: Path, files: dict[int, bytes]) -> Path:
@@ -101,6 +103,9 @@ def test_arrays_index_and_counts(tmp_path):
         "images": 5,
         "rows_without_image": 2,
         "images_without_row": 1,
+        "rows_without_year": 0,
+        "rows_not_utf8": 0,
+        "other_files": 0,
         "unreadable_images": 0,
         "products": 3,
         "duplicate_groups": 0,
@@ -190,6 +195,11 @@ def test_sizes_below_that_of_the_thumbnails(tmp_path, size, side):
         ({"sizes": [64.0]}, "sizes"),
         ({"sizes": ["64"]}, "sizes"),
         ({"sizes": [8, "64"]}, "sizes"),
+        ({"sizes": [True]}, "sizes"),
+        ({"sizes": [[8, True]]}, "sizes"),
+        ({"sizes": "64"}, "sizes"),
+        ({"sizes": None}, "sizes"),
+        ({"sizes": [[]]}, "sizes"),
         ({"seed": -1}, "seed"),
         ({"workers": 0}, "workers"),
     ],
@@ -202,11 +212,80 @@ def test_settings_that_cannot_be_used(tmp_path, options, word):
 def test_sources_without_a_usable_product(tmp_path):
     with pytest.raises(InputError, match="none of the 2 images"):
         prepared_of(tmp_path, {1: b"", 2: b"x"})
-    assert not (tmp_path / "prepared").exists()
+    assert not list(tmp_path.glob("prepared*/"))  # nor an unfinished one
     lines = [csv_line(1, "Boys"), csv_line(2)]
     source = write_catalogue(tmp_path / "boys", lines, {1: solid(RED)})
     with pytest.raises(InputError, match="no Men or Women product"):
         prepared_from(source, tmp_path / "prepared")
+    assert not list(tmp_path.glob("prepared*/"))
+
+
+@pytest.mark.parametrize("name", ["1.jpeg", "1.png", "more/1.jpg", "01.jpg"])
+def test_a_check_accepts_what_the_chapter_does(tmp_path, name):
+    """Files of other names are no images, for both."""
+    source = write_catalogue(tmp_path / "catalogue", [csv_line(1)])
+    (source / "images" / "more").mkdir()
+    (source / "images" / name).write_bytes(solid(RED))
+    for use in (check.check_source, lambda path: prepared_from(path, tmp_path / "p")):
+        with pytest.raises(
+            InputError, match=r"expected files images/<id>\.jpg, found 0"
+        ):
+            use(str(source))
+    (source / "images" / "1.JPG").write_bytes(solid(RED))
+    assert check.check_source(str(source))[0] == str(source)
+    counts = prepared_from(source, tmp_path / "p").manifest["counts"]
+    assert (counts["images"], counts["other_files"]) == (1, 1)
+
+
+def test_what_was_read_with_losses_is_counted(tmp_path):
+    lines = [csv_line(1), csv_line(2, name="Caf_"), csv_line(3).replace("2011", "")]
+    files = {i: numbered(i) for i in (1, 2, 3)}
+    source = write_catalogue(tmp_path / "catalogue", lines, files)
+    table = source / "styles.csv"
+    table.write_bytes(table.read_bytes().replace(b"Caf_", b"Caf\xe9"))
+    (source / "images" / "Thumbs.db").write_bytes(b"")
+    counts = prepared_from(source, tmp_path / "prepared").manifest["counts"]
+    names = ("products", "rows_not_utf8", "rows_without_year", "other_files")
+    assert [counts[name] for name in names] == [3, 1, 1, 1]
+
+
+def test_a_photo_that_is_no_file_is_unreadable_and_named(tmp_path):
+    files = {i: numbered(i) for i in (1, 2, 3)}
+    source = catalogue_of(tmp_path / "catalogue", files)
+    for number in (2, 3):
+        (source / "images" / f"{number}.jpg").unlink()
+    (source / "images" / "2.jpg").symlink_to("nowhere")
+    os.mkfifo(source / "images" / "3.jpg")
+    prepared = prepared_from(source, tmp_path / "prepared")
+    assert prepared.index["id"].tolist() == [1]
+    assert [entry["id"] for entry in prepared.manifest["unreadable"]] == [2, 3]
+
+
+# --- catalogues that lack something ---------------------------------------------------
+
+
+@pytest.mark.parametrize("name", degenerate.EVERY)
+def test_a_catalogue_that_lacks_something(tmp_path, name):
+    source, folder = degenerate.write(name, tmp_path), tmp_path / "prepared"
+    if name == "no readable image":
+        with pytest.raises(InputError, match="none of the 1 images"):
+            prepared_from(source, folder)
+        assert not list(tmp_path.glob("prepared*/"))
+        return
+    prepared = prepared_from(source, folder)
+    products = degenerate.EVERY[name]
+    unreadable = {entry["id"] for entry in prepared.manifest["unreadable"]}
+    expected = [0] * 6
+    for product, pair in enumerate(products, start=1):
+        expected[degenerate.CLASSES.index(pair)] += product not in unreadable
+    counts = prepared.manifest["counts"]
+    assert counts["class_counts"] == expected
+    assert sum(counts["split_counts"].values()) == len(products) - len(unreadable)
+    assert counts["images_per_second"] > 0
+    assert not prepared.index.isna().any(axis=None)
+    if name.startswith("all images equal"):  # no group is torn, so one set has all
+        assert sorted(counts["split_counts"].values()) == [0, 0, len(products)]
+    assert len(prepared.array((8, 6))) == len(prepared.index)
 
 
 def test_threads_do_not_change_the_result(tmp_path, monkeypatch):
@@ -336,6 +415,89 @@ def test_a_damaged_file_is_noticed_and_made_again(tmp_path, name, harm, capsys):
     assert "prepared: its content changed" in capsys.readouterr().out
 
 
+def change(path: Path, place: int = -1) -> None:
+    """One byte of a file is another one; its size stays."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x55
+    path.write_bytes(content)
+
+
+ALL = ["images_9x9.npy", "images_8x8.npy", "masks_9x9.npy", "index.parquet"]
+
+
+@pytest.mark.parametrize("name", [*ALL, "manifest.json"])
+@pytest.mark.parametrize("place", [-1, 60, 300])
+def test_an_overwritten_byte_is_noticed_before_it_is_used(tmp_path, name, place):
+    """In the data, in a header, in JSON: by chapters that load, and by the next run."""
+    source = catalogue_of(tmp_path / "catalogue", {1: solid(RED), 2: solid(GREEN)})
+    (source / "masks").mkdir()
+    (source / "masks" / "1.png").write_bytes(solid(3, mode="L"))
+    prepared = prepared_from(source, tmp_path / "prepared", sizes=[8, 9])
+    whole = content(prepared.folder)
+    change(prepared.folder / name, place)
+
+    def use():
+        loaded = images.load(prepared.folder)
+        for size in (8, 9):
+            loaded.array(size), loaded.array(size, "masks")
+
+    with pytest.raises(InputError, match=r"damaged|not a finished"):
+        use()
+    prepared_from(source, prepared.folder, sizes=[8, 9])
+    assert content(prepared.folder) == whole
+    use()
+
+
+ODD = {
+    "empty": b"",
+    "null": b"null",
+    "list": b"[]",
+    "object": b"{}",
+    "deep": b"[" * 10**5,
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", *ALL[:1], "index.parquet"])
+@pytest.mark.parametrize("what", [*ODD, "folder", "other array", "pickle", "turned"])
+def test_a_file_of_another_kind_is_one_line_and_made_again(tmp_path, name, what):
+    prepared = prepared_of(tmp_path, {1: solid(RED), 2: solid(GREEN)}, sizes=[9])
+    whole, path = content(prepared.folder), prepared.folder / name
+    path.unlink()
+    if what == "folder":
+        path.mkdir()
+    elif what in ODD:
+        path.write_bytes(ODD[what])
+    else:
+        array = {
+            "other array": np.zeros((2, 9, 9, 3), np.float32),
+            "pickle": np.array([{}, {}], object),
+            "turned": np.asfortranarray(np.ones((2, 9, 9, 3), np.uint8)),
+        }[what]
+        with path.open("wb") as file:
+            np.save(file, array)
+    with pytest.raises(InputError, match=r"damaged|not a finished"):
+        images.load(prepared.folder).array(9)
+    if (name, what) != ("manifest.json", "folder"):
+        prepared_from(tmp_path / "catalogue", prepared.folder, sizes=[9])
+        assert content(prepared.folder) == whole
+        return
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        prepared_from(tmp_path / "catalogue", prepared.folder, sizes=[9])
+
+
+def test_a_folder_with_files_of_others_is_never_replaced(tmp_path):
+    source = catalogue_of(tmp_path / "catalogue", {1: solid(RED)})
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("three years")
+    for folder in (mine, source, tmp_path):
+        with pytest.raises(InputError, match="would be replaced"):
+            prepared_from(source, folder)
+    assert (mine / "thesis.txt").read_text() == "three years"
+    assert (source / "images" / "1.jpg").read_bytes() == solid(RED)
+
+
 def test_a_preparation_that_fails_leaves_the_earlier_one(tmp_path):
     prepared = prepared_of(tmp_path, {1: solid(RED)})
     image = tmp_path / "catalogue" / "images" / "1.jpg"
@@ -413,8 +575,9 @@ STEPS = {  # the step of the work, and which of its calls is the last one
     "_reserve": 2,
     "_decode_chunk": 3,
     "_keep_rows": 2,
+    "_check_rows": 3,
     "_group_and_split": 1,
-    "_checksum": 2,
+    "_checksums": 1,
 }
 
 
@@ -485,16 +648,77 @@ def test_an_unfinished_folder_of_other_settings_is_not_gone_on_from(
     assert str(tmp_path) not in said
 
 
-@pytest.mark.parametrize("cut", [b"", b'{"sec'])
+def stopped(source: Path, folder: Path, monkeypatch, step: str = "_finish") -> Path:
+    """What a preparation leaves that was killed at a step."""
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepared_from(source, folder, sizes=[(8, 6), 12])
+    return folder.with_name(f"{folder.name}.partial")
+
+
+@pytest.mark.parametrize("step", ["_finish", "_group_and_split"])
+@pytest.mark.parametrize(
+    "name", ["images_8x6.npy", "images_12x12.npy", "work/thumbnails.npy"]
+)
+def test_a_damaged_unfinished_array_is_never_published(
+    tmp_path, twenty, monkeypatch, name, step
+):
+    source, expected = twenty
+    partial = stopped(source, tmp_path / "prepared", monkeypatch, step)
+    change(partial / name, 5000 if name != "images_8x6.npy" else 1000)
+    with pytest.raises(InputError, match=r"was damaged; it is deleted: run again"):
+        prepared_from(source, tmp_path / "prepared", sizes=[(8, 6), 12])
+    assert not list(tmp_path.glob("prepared*/"))
+    again = prepared_from(source, tmp_path / "prepared", sizes=[(8, 6), 12])
+    assert content(again.folder) == expected
+
+
+@pytest.mark.parametrize("step", ["_finish", "_group_and_split"])
+@pytest.mark.parametrize("harm", ["empty", "deleted", "turned", "other type", "short"])
+def test_an_unfinished_array_of_another_form_is_made_again(
+    tmp_path, twenty, monkeypatch, harm, step
+):
+    source, expected = twenty
+    path = stopped(source, tmp_path / "prepared", monkeypatch, step) / "images_8x6.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if harm == "short" else b"")
+    if harm == "deleted":
+        path.unlink()
+    if harm == "turned":
+        path.write_bytes(
+            whole.replace(b"'fortran_order': False", b"'fortran_order': True ")
+        )
+    if harm == "other type":
+        path.write_bytes(whole.replace(b"'|u1'", b"'|i1'"))
+    again = prepared_from(source, tmp_path / "prepared", sizes=[(8, 6), 12])
+    assert content(again.folder) == expected
+
+
+def test_an_altered_manifest_that_waits_for_its_rename_is_not_believed(
+    tmp_path, twenty, monkeypatch
+):
+    source, expected = twenty
+    folder = tmp_path / "prepared"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", None)
+        with pytest.raises(TypeError):
+            prepared_from(source, folder, sizes=[(8, 6), 12])
+    change(tmp_path / "prepared.partial" / "images_8x6.npy")
+    assert content(prepared_from(source, folder, sizes=[(8, 6), 12]).folder) == expected
+
+
+@pytest.mark.parametrize("cut", [b"", b'{"sec', b"[]", b"null", b'{"facts": []}', None])
 def test_a_note_that_was_cut_short_is_not_believed(tmp_path, twenty, monkeypatch, cut):
     source, expected = twenty
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_finish", None)
-        with pytest.raises(TypeError):
-            prepared_from(source, tmp_path / "prepared", sizes=[(8, 6), 12])
-    partial = tmp_path / "prepared.partial"
+    partial = stopped(source, tmp_path / "prepared", monkeypatch)
     note = min(partial.glob("work/notes/*.json"))
-    note.write_bytes(cut)
+    altered = note.read_bytes().replace(b'"width": 60', b'"width": 61')
+    note.write_bytes(altered if cut is None else cut)
     with (partial / "images_8x6.npy").open("r+b") as file:
         file.seek(128)
         file.write(bytes(8 * 6 * 3 * 5))  # nor was its chunk written

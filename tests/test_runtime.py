@@ -186,3 +186,11 @@ def test_the_machine_is_described_in_plain_values():
     described = runtime.describe_machine()
     assert described["machine"]["cores"] >= 1
     assert described["versions"]["torch"] == torch.__version__
+
+
+def test_a_message_stays_one_line_of_1000_characters_whatever_it_quotes():
+    error = runtime.InputError("a\nb\x1b[31m\u2028c" + "x" * 10**6 + " what to do.")
+    assert str(error).startswith("a b [31m c")
+    assert str(error).endswith("x what to do.")
+    assert len(str(error)) <= 1000
+    assert error._render_traceback_() == [f"InputError: {error}"]

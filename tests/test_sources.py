@@ -1,6 +1,8 @@
 """Folders, zips with their traps, and the downloader against a local server."""
 
+import contextlib
 import http.server
+import os
 import pickle
 import shutil
 import stat
@@ -10,6 +12,7 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import csv_line, ordinary_user, solid, write_catalogue
 
@@ -99,12 +102,88 @@ def test_a_zip_with_a_symbolic_link_is_refused(tmp_path):
         sources.open_source(path)
 
 
+def set_flag(path: Path, bit: int, offset: int) -> Path:
+    """Set a bit in the headers of all members: 8 of 0 says that they are encrypted."""
+    content = bytearray(path.read_bytes())
+    for start, field in ((b"PK\3\4", offset - 2), (b"PK\1\2", offset)):
+        at = content.find(start)
+        while at >= 0:
+            content[at + field] |= bit
+            at = content.find(start, at + 4)
+    path.write_bytes(content)
+    return path
+
+
+def test_an_encrypted_zip_is_not_to_be_downloaded_again(tmp_path):
+    path = set_flag(write_zip(tmp_path / "c.zip", members_of("")), 1, 8)
+    with pytest.raises(InputError, match="encrypted, so give the unpacked folder"):
+        sources.open_source(path)
+
+
+def test_an_unknown_way_of_packing_is_one_line(tmp_path):
+    path = set_flag(write_zip(tmp_path / "c.zip", members_of("")), 99, 10)
+    source = sources.open_source(path)
+    with pytest.raises(ValueError, match="compression method"):
+        source.read("images/1.jpg")
+    with pytest.raises(InputError, match="compression method"):
+        catalogue.read_styles(source)
+
+
+def test_zip64(tmp_path):
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        for name, data in members_of("").items():
+            with archive.open(name, "w", force_zip64=True) as file:
+                file.write(data if isinstance(data, bytes) else data.encode())
+    source = sources.open_source(tmp_path / "c.zip")
+    assert source.read("images/1.jpg") == solid("red")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("again", ["styles.csv", "images/1.jpg"])
+def test_of_two_entries_of_one_name_none_is_taken(tmp_path, again):
+    path = write_zip(tmp_path / "c.zip", members_of(""))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(again, b"other")
+    with pytest.raises(InputError, match="comes twice"):
+        sources.open_source(path)
+
+
+def test_of_two_files_of_one_id_none_is_taken(tmp_path):
+    members = members_of("") | {"images/1.JPG": b"other"}
+    source = sources.open_source(write_zip(tmp_path / "c.zip", members))
+    with pytest.raises(InputError, match="two files of one id"):
+        source.members("images", ".jpg")
+
+
+def test_no_damage_to_a_zip_is_more_than_one_line(tmp_path):
+    """400 zips with some bytes changed, most of them in their directory at the end."""
+    whole = write_zip(tmp_path / "c.zip", members_of("")).read_bytes()
+    rng = np.random.default_rng(0)
+    for number in range(400):
+        content = bytearray(whole)
+        for place in rng.integers(0, 200, rng.integers(1, 5)):
+            content[-1 - place] = rng.integers(256)
+        path = tmp_path / f"{number}.zip"
+        path.write_bytes(content[: len(whole) - number % 9])
+        with contextlib.suppress(InputError, ValueError):
+            source = sources.open_source(path)
+            source.fingerprint()
+            for name in source.files:
+                source.read(name)
+
+
 def test_sources_that_cannot_be_used(tmp_path):
     whole = write_zip(tmp_path / "whole.zip", members_of("")).read_bytes()
     (tmp_path / "corrupt.zip").write_bytes(whole[:-40])
     write_zip(tmp_path / "other.zip", {"styles.csv": "x", "pictures/1.jpg": "x"})
     (tmp_path / "empty").mkdir()
+    write_zip(tmp_path / "nothing.zip", {})
+    write_zip(tmp_path / "zip.zip", {"whole.zip": whole})
+    (tmp_path / "zero.zip").write_bytes(b"")
     for name, word in {
+        "nothing.zip": "no catalogue",
+        "zip.zip": "no catalogue",
+        "zero.zip": "readable",
         "corrupt.zip": "readable",
         "other.zip": "no catalogue",
         "empty": "no catalogue",
@@ -211,11 +290,81 @@ def test_a_folder_that_is_closed_to_us_is_one_line():
         shutil.rmtree(base)
 
 
-def test_a_link_to_nowhere_is_an_error_not_a_missing_file(tmp_path):
+def test_what_is_no_file_is_a_member_that_cannot_be_read_not_a_missing_one(tmp_path):
     folder = write_catalogue(tmp_path / "c", [csv_line(1)], {1: solid("red")})
     (folder / "images" / "2.jpg").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="cannot be read"):
-        sources.open_source(folder)
+    (folder / "images" / "3.jpg").symlink_to("3.jpg")
+    (folder / "images" / "4.jpg").symlink_to("/dev/zero")
+    os.mkfifo(folder / "images" / "5.jpg")  # to read it would wait for ever
+    source = sources.open_source(folder)
+    assert list(source.members("images", ".jpg")) == [1, 2, 3, 4, 5]
+    for number in (2, 3, 4, 5):
+        with pytest.raises(ValueError, match="no ordinary file, or a link to nowhere"):
+            source.read(f"images/{number}.jpg")
+    assert source.read("images/1.jpg") == solid("red")
+
+
+def test_what_lies_beside_the_images_does_not_matter(tmp_path):
+    folder = write_catalogue(tmp_path / "c", [csv_line(1)], {1: solid("red")})
+    expected = sources.open_source(folder).members("images", ".jpg")
+    (folder / "images" / "2.jpg").mkdir()
+    (folder / "nowhere").symlink_to("missing")
+    for name in ("loop", "images/loop", "images/2.jpg/loop"):
+        (folder / name).symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    (folder / "mystyles.csv").write_text("")
+    (folder / "myimages").mkdir()
+    (folder / "myimages" / "1.jpg").write_bytes(b"")
+    source = sources.open_source(folder)
+    assert source.members("images", ".jpg") == expected
+    assert (source.root, source.ignored_copies) == ("", 0)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(
+            "",
+            "   ",
+            "\n",
+            None,
+            5,
+            b"x",
+            ["small.zip"],
+            "a\0b",
+            "~nobody/x",
+            "x" * 9999,
+        ),
+        *("/dev/zero", "/dev/null", Path("/dev/zero")),
+    ],
+    ids=lambda source: repr(source)[:20],
+)
+def test_what_is_no_source_at_all(source, monkeypatch, tmp_path):
+    """Nor is "" the working directory, although a catalogue lies there."""
+    write_catalogue(tmp_path / "c", [csv_line(1)], {1: solid("red")})
+    monkeypatch.chdir(tmp_path / "c")
+    assert sources.open_source(".").members("images", ".jpg")
+    with pytest.raises(InputError, match=r"does not exist|cannot be read") as error:
+        sources.open_source(source)
+    assert len(str(error.value)) <= 1000
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_is_no_source(tmp_path):
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(InputError, match="does not exist"):
+        sources.open_source(tmp_path / "pipe.zip")
+
+
+@pytest.mark.parametrize(
+    "name", ["a$HOME b", "it's", 'say "x"', "<b>&amp;", "\u0661", "~"]
+)
+def test_any_name_is_a_name(tmp_path, name, monkeypatch):
+    packed = write_zip(tmp_path / f"{name}.zip", members_of(""))
+    assert sources.open_source(packed).read("images/1.jpg") == solid("red")
+    assert sources.open_source(str(packed)).path == packed
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sources.open_source(f"~/{name}.zip").path == packed
 
 
 def test_a_reader_is_light_and_reads_the_same(tmp_path):

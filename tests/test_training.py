@@ -615,8 +615,10 @@ def prepared(tmp_path) -> images.Prepared:
         "split": np.tile(split, 6),
     }
     settings = {"resize_mode": "pad", "sizes": ["32x32"]}
-    manifest = {"settings": settings, "checksums": {"images_32x32": "0"}}
-    artifacts.write_json(tmp_path / "manifest.json", manifest)
+    name = "images_32x32.npy"
+    checksums = {name: artifacts.checksum(tmp_path / name)}
+    manifest = {"settings": settings, "checksums": checksums}
+    artifacts.write_json(tmp_path / "manifest.json", artifacts.sealed(manifest))
     return images.Prepared(tmp_path, pd.DataFrame(index), manifest)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from fashionlib import catalogue, parameters, runtime
-from fashionlib.data import sources
+from fashionlib import parameters, runtime
+from fashionlib.data import prepare, sources
 from fashionlib.runtime import InputError
 
 
@@ -63,7 +63,7 @@ def check_source(source: str) -> tuple[str, str]:
     if source == "synthetic" or source in sources.KAGGLE:
         return source, ""
     opened = sources.open_source(source)
-    catalogue.read_styles(opened)
+    prepare.find_products(opened)
     return str(opened.path), f"# source: {opened.fingerprint()}\n"
 
 

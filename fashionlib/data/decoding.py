@@ -66,9 +66,9 @@ def decode(
             found = f"{image.width} x {image.height} pixels"
             raise ValueError(f"{found}; at most {MAX_PIXELS:,} are decoded")
         orientation = _orientation(image)
-        if image.format in JPEG and image.mode in ("RGB", "L") and orientation == 1:
+        if image.format in JPEG:  # of the others it only says whether they end early
             pixels = _decode_jpeg(data, image.size, smallest)
-        if pixels is not None:
+        if pixels is not None and image.mode in ("RGB", "L") and orientation == 1:
             return pixels, image.size
         return _decode_other(image, orientation, smallest)
 
@@ -112,7 +112,8 @@ def _decode_jpeg(
 ) -> np.ndarray | None:
     """By libjpeg-turbo; None where it finds fault: Pillow then decides, and says why.
 
-    size: (width, height) of the file; smallest: (height, width).
+    size: (width, height) of the file; smallest: (height, width). Raises ValueError for
+    a file with fewer pixels than it claims: Pillow would fill up with grey.
     """
     import simplejpeg
 
@@ -124,7 +125,9 @@ def _decode_jpeg(
         return simplejpeg.decode_jpeg(
             data, "RGB", min_height=height, min_width=width, min_factor=1
         )
-    except ValueError:
+    except ValueError as error:
+        if "remature end" in str(error):
+            raise ValueError(f"the image is truncated: {error}") from error
         return None
 
 

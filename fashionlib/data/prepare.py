@@ -13,7 +13,7 @@ Every file is decoded once, by all cores, into every size that is asked for:
 The work lies in `<folder>.partial` until one rename at the end. A chunk of products is
 done when its note exists: killed at any moment, the next call goes on from the notes
 and ends with the same bytes. joblib's Dask backend takes the same call to a cluster
-whose workers see the same files.
+whose workers see the same files. All of it has checksums, compared before it is used.
 Measured against the usual loop: `benchmarks/results/prepare.json`.
 """
 
@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,10 +39,11 @@ from fashionlib import artifacts, catalogue, runtime
 from fashionlib.data import decoding, duplicates, sources
 from fashionlib.runtime import InputError
 
-VERSION = 4  # of the layout of folder and manifest
+VERSION = 5  # of the layout of folder and manifest
 CODE = ("catalogue", "data.sources", "data.decoding", "data.duplicates", "data.prepare")
 CHUNK = 32  # products that a worker takes at a time
 THUMBNAILS = "work/thumbnails"  # the name of an array that is not kept
+OURS = re.compile(r"(images|masks)_\d+x\d+\.npy|index\.parquet|manifest\.json|work")
 Size = int | Sequence[int]  # side of a square, or (height, width), pixels
 # a file's width, height, digest and the reason why it cannot be read (or None); its
 # image uint8 (H, W, 3) and its mask uint8 (H, W), if it has them
@@ -79,7 +80,7 @@ def prepare(
     once; another one is replaced when the new one is finished. A file that cannot be
     decoded is listed in the manifest and left out.
     Raises InputError for settings or a source that cannot be used, a folder that cannot
-    be written, a full disk.
+    be written or holds files of others, a full disk.
     Taught in: chapter 1
     """
     folder = Path(folder).resolve()
@@ -105,7 +106,8 @@ def prepare(
         return folder
     with _alone(folder):
         if not _finished(folder, settings):  # another process may have been faster
-            _say_what_changed(folder, _read_json(folder / "manifest.json"), settings)
+            _check_ours(folder)
+            _say_what_changed(folder, folder / "manifest.json", settings)
             unfinished = folder.with_name(f"{folder.name}.partial")
             masks = bool(opened.members("masks", ".png"))
             job = Job(unfinished, opened, shapes, resize_mode, masks)
@@ -117,61 +119,52 @@ def prepare(
 
 def _shapes(sizes: Sequence[Size]) -> list[tuple[int, int]]:
     """(height, width) of each size."""
-    pairs = []
-    if isinstance(sizes, list | tuple):
-        pairs = [(size, size) if isinstance(size, int) else size for size in sizes]
+    listed = sizes if isinstance(sizes, list | tuple) else ()
+    pairs = [(size, size) if type(size) is int else size for size in listed]
     if not pairs or not all(map(_is_shape, pairs)):
         raise InputError(
             "sizes must be sides like 224 or pairs [height, width], at least one; "
-            f"found {sizes!r}."
+            f"found {sizes!r:.200}."
         )
     return [tuple(pair) for pair in pairs]
 
 
 def _is_shape(pair: object) -> bool:
-    if not isinstance(pair, list | tuple) or len(pair) != 2:
-        return False
-    return all(isinstance(side, int) and side > 0 for side in pair)
+    sides = pair if isinstance(pair, list | tuple) else ()
+    return [type(side) for side in sides] == [int, int] and min(sides) > 0
 
 
 # --- one folder, whole or not at all --------------------------------------------------
 
 
-def _read_json(path: Path) -> dict:
-    """A JSON file of ours; empty where there is none or a damaged one."""
-    with contextlib.suppress(InputError):
-        return artifacts.read_json(path)
-    return {}
-
-
 def _finished(folder: Path, settings: dict) -> bool:
-    """Whether the folder holds what these settings make, all files whole."""
-    manifest = _read_json(folder / "manifest.json")
+    """Whether the folder holds what these settings make, every byte of it."""
+    manifest = artifacts.read_sealed(folder / "manifest.json")
     if manifest.get("settings") != settings:
         return False
-    try:
-        count = len(pd.read_parquet(folder / "index.parquet", columns=["id"]))
-        names = manifest["checksums"]
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names]
-    except (OSError, ValueError, KeyError):  # too short a file: ValueError
-        return False
-    return all(len(array) == count for array in arrays)
+    with contextlib.suppress(OSError):
+        return _checksums(folder, manifest["checksums"]) == manifest["checksums"]
+    return False
+
+
+def _checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: artifacts.checksum(folder / name) for name in names}
+
+
+def _check_ours(folder: Path) -> None:
+    """What is not ours is never replaced."""
+    for path in folder.glob("*"):
+        if not OURS.fullmatch(path.name):
+            message = f"{folder} would be replaced, and holds {path.name!r}"
+            raise InputError(f"{message}, which no preparation made: give another one.")
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time makes `folder`; what the system refuses is one line."""
-    from filelock import FileLock, Timeout
-
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")  # the system frees that of a killed process
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{folder.name}: another process is preparing it; waiting for that")
-            held = lock.acquire()
-        with held:
+        with artifacts.locked(folder, patience=0):
             yield
     except OSError as error:
         raise InputError(
@@ -191,9 +184,9 @@ def _reason(error: OSError, folder: Path) -> str:
     return f"{where}: {why}; mend that"
 
 
-def _say_what_changed(folder: Path, noted: dict, settings: dict) -> None:
+def _say_what_changed(folder: Path, noted: Path, settings: dict) -> None:
     """`noted`: its manifest, or the note that unfinished work was begun with."""
-    found = noted.get("settings")
+    found = artifacts.read_sealed(noted).get("settings")
     if found:
         keys = [key for key in settings if found.get(key) != settings[key]]
         what = ", ".join(keys) or "its content"
@@ -210,19 +203,19 @@ def _discard(folder: Path) -> None:
 
 def _make(job: Job, settings: dict, workers: int) -> None:
     """All files, the manifest last. Nothing where a call was killed after that."""
-    if _read_json(job.folder / "manifest.json").get("settings") != settings:
-        products, members, counts = _products(job.source, settings["all_genders"])
+    if not _finished(job.folder, settings):
+        products, members, counts = find_products(job.source, settings["all_genders"])
         _begin(job, len(products), settings)
-        facts, speed = _decode(job, members, workers)
+        notes, speed = _decode(job, members, workers)
         if sources.open_source(job.source.path) != job.source:
             _discard(job.folder)
             raise InputError(
                 f"source {job.source.path} was changed while it was read: run again "
                 "when it is complete."
             )
-        manifest = _finish(job, pd.concat([products, facts], axis=1), settings)
+        manifest = _finish(job, products, notes, settings)
         manifest["counts"] = counts | manifest["counts"] | {"images_per_second": speed}
-        artifacts.write_json(job.folder / "manifest.json", manifest)
+        artifacts.write_json(job.folder / "manifest.json", artifacts.sealed(manifest))
     shutil.rmtree(job.folder / "work", ignore_errors=True)
 
 
@@ -257,10 +250,14 @@ class Job:
         return self.folder / "work" / "notes" / f"{first:09d}.json"
 
 
-def _products(
-    source: sources.Source, all_genders: bool
+def find_products(
+    source: sources.Source, all_genders: bool = False
 ) -> tuple[pd.DataFrame, list[tuple[str, str | None]], dict]:
-    """The products with a file, by id; the file and mask of each; what was counted."""
+    """The products with a file, by id; the file and mask of each; what was counted.
+
+    Raises InputError as `catalogue.read_styles`, and where there is none.
+    Taught in: chapter 1
+    """
     table, malformed = catalogue.read_styles(source)
     files, masks = source.members("images", ".jpg"), source.members("masks", ".png")
     table["label"] = catalogue.labels(table)
@@ -268,13 +265,20 @@ def _products(
     products = table[has_file & (all_genders | (table["label"] >= 0))]
     products = products.sort_values("id", ignore_index=True)
     if products.empty:
-        raise InputError(f"{source.path} has no Men or Women product with an image.")
+        raise InputError(
+            f"{source.path} has no Men or Women product with an image: expected files "
+            f"images/<id>.jpg, found {len(files)}, and {len(table)} rows."
+        )
+    lines = catalogue.read_lines(source)
     counts = {
         "rows": len(table),
         "malformed_rows": malformed,
         "images": len(files),
         "rows_without_image": int((~has_file).sum()),
         "images_without_row": len(files.keys() - set(table["id"])),
+        "rows_without_year": int(table["year"].isna().sum()),
+        "rows_not_utf8": sum("\N{REPLACEMENT CHARACTER}" in line for line in lines),
+        "other_files": sum("images/" in name for name in source.files) - len(files),
         "nested_copies_ignored": source.ignored_copies,
         "source": source.path.name,
         "synthetic": bool(masks),
@@ -289,16 +293,15 @@ def _begin(job: Job, count: int, settings: dict) -> None:
     What a killed call with the same settings left is gone on from.
     """
     begun = job.folder / "work" / "settings.json"
-    noted = _read_json(begun)
-    if noted.get("settings") == settings:
+    if artifacts.read_sealed(begun) == {"settings": settings} and _reserved(job):
         return
-    _say_what_changed(job.folder, noted, settings)
+    _say_what_changed(job.folder, begun, settings)
     _discard(job.folder)
     job.note(0).parent.mkdir(parents=True)
     try:
         for name, shape in job.arrays().items():
             _reserve(job.path(name), (count, *shape))
-        artifacts.write_json(begun, {"settings": settings})
+        artifacts.write_json(begun, artifacts.sealed({"settings": settings}))
     except OSError:
         _discard(job.folder)  # gives the space back
         raise
@@ -310,6 +313,16 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
     if hasattr(os, "posix_fallocate"):  # not on macOS
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _reserved(job: Job) -> bool:
+    """Whether all arrays are there, with their headers: another turns every image."""
+    try:
+        arrays = [np.load(job.path(name), mmap_mode="r") for name in job.arrays()]
+    except (OSError, ValueError, EOFError):
+        return False
+    found = [(each.dtype, each.shape[1:], each.flags.c_contiguous) for each in arrays]
+    return found == [(np.uint8, shape, True) for shape in job.arrays().values()]
 
 
 def _write(path: Path, first: int, rows: np.ndarray) -> None:
@@ -327,10 +340,10 @@ def _read(path: Path, rows: np.ndarray) -> np.ndarray:
     return np.load(path, mmap_mode="r")[rows]
 
 
-def _keep_rows(path: Path, kept: np.ndarray) -> None:
+def _keep_rows(path: Path, readable: np.ndarray) -> None:
     """Rewrite an array with some of its rows; a killed call may have done it."""
-    shape = np.load(path, mmap_mode="r").shape
-    if shape[0] == len(kept):
+    shape, kept = np.load(path, mmap_mode="r").shape, np.flatnonzero(readable)
+    if readable.all() or shape[0] != len(readable):
         return
     shorter = path.with_suffix(".kept")
     _reserve(shorter, (len(kept), *shape[1:]))
@@ -342,8 +355,8 @@ def _keep_rows(path: Path, kept: np.ndarray) -> None:
 # --- decoding, a chunk at a time ------------------------------------------------------
 
 
-def _decode(job: Job, members: list, workers: int) -> tuple[pd.DataFrame, float]:
-    """Decode the chunks that have no note; the facts of each file, and images/s.
+def _decode(job: Job, members: list, workers: int) -> tuple[list[dict], float]:
+    """Decode the chunks that have no note; the notes of all, and images/s.
 
     Threads suffice: decoding and resizing release the interpreter's lock.
     """
@@ -352,7 +365,7 @@ def _decode(job: Job, members: list, workers: int) -> tuple[pd.DataFrame, float]
 
     light = replace(job, source=job.source.reader())  # travels with every task
     firsts = range(0, len(members), CHUNK)
-    notes = {first: _read_json(job.note(first)) for first in firsts}
+    notes = {first: artifacts.read_sealed(job.note(first)) for first in firsts}
     todo = [first for first in firsts if not notes[first]]
     decode = delayed(_decode_chunk)
     tasks = (decode(light, first, members[first : first + CHUNK]) for first in todo)
@@ -363,52 +376,44 @@ def _decode(job: Job, members: list, workers: int) -> tuple[pd.DataFrame, float]
         notes |= zip(todo, made, strict=True)
     finally:
         torch.set_num_threads(threads)
-    facts = pd.DataFrame(each for note in notes.values() for each in note["facts"])
-    facts = facts.astype({"width": "int32", "height": "int32"})
     seconds = sum(note["seconds"] for note in notes.values())
     seconds /= min(effective_n_jobs(workers), len(notes))
-    return facts, round(len(members) / seconds, 1)
+    return list(notes.values()), round(len(members) / seconds, 1)
 
 
 def _decode_chunk(job: Job, first: int, members: list) -> dict:
     """Write the rows `first`, `first` + 1, ... of every array, then the note."""
     import torch
+    import xxhash
 
     torch.set_num_threads(1)  # the chunks are what runs in parallel
     started = time.perf_counter()
     chunk = [_decode_one(job, *member) for member in members]
+    facts, digests = [decoded[0] for decoded in chunk], {}
+    readable = [i for i, fact in enumerate(facts) if fact["reason"] is None]
     for name, rows in _resize(job, chunk).items():
         _write(job.path(name), first, rows)
-    facts = [decoded[0] for decoded in chunk]
-    note = {"seconds": time.perf_counter() - started, "facts": facts}
-    # of half a note, `_read_json` is {}
-    job.note(first).write_text(json.dumps(note), "utf-8")
+        digests[name] = xxhash.xxh3_128_hexdigest(rows[readable])
+    note = {"facts": facts, "digests": digests}
+    note["seconds"] = time.perf_counter() - started
+    job.note(first).write_text(json.dumps(artifacts.sealed(note)), "utf-8")
     return note
 
 
 def _decode_one(job: Job, file: str, mask: str | None) -> Decoded:
     """One product. A source that cannot be read ends the run, to be gone on with."""
     heights, widths = zip(*job.shapes, duplicates.THUMBNAIL, strict=True)
+    smallest, mask_pixels = (max(heights), max(widths)), None
     try:
-        data = job.source.read(file)
-        mask_data = job.source.read(mask) if mask else None
-    except OSError as error:
-        raise sources.unreadable(job.source.path, error) from error
-    except ValueError as error:
-        return _undecoded(error)
-    try:
-        image, (width, height) = decoding.decode(data, (max(heights), max(widths)))
-        mask_pixels = decoding.decode_mask(mask_data) if mask else None
+        image, (width, height) = decoding.decode(job.source.read(file), smallest)
+        if mask:
+            mask_pixels = decoding.decode_mask(job.source.read(mask))
     except decoding.UNREADABLE as error:
-        return _undecoded(error)
+        reason = f"{type(error).__name__}: {error}"
+        return {"width": 0, "height": 0, "digest": "", "reason": reason}, None, None
     digest = decoding.digest(image, (width, height))
     facts = {"width": width, "height": height, "digest": digest, "reason": None}
     return facts, image, mask_pixels
-
-
-def _undecoded(error: Exception) -> Decoded:
-    reason = f"{type(error).__name__}: {error}"
-    return {"width": 0, "height": 0, "digest": "", "reason": reason}, None, None
 
 
 def _resize(job: Job, chunk: list[Decoded]) -> dict[str, np.ndarray]:
@@ -435,30 +440,48 @@ def _resize(job: Job, chunk: list[Decoded]) -> dict[str, np.ndarray]:
 # --- index and manifest ---------------------------------------------------------------
 
 
-def _finish(job: Job, products: pd.DataFrame, settings: dict) -> dict:
-    """Leave out what cannot be read, split, write the index; returns the manifest.
-
-    products: with the facts of their files.
-    """
+def _finish(
+    job: Job, products: pd.DataFrame, notes: list[dict], settings: dict
+) -> dict:
+    """Leave out what cannot be read, split, write the index; returns the manifest."""
+    facts = pd.DataFrame(each for note in notes for each in note["facts"])
+    facts = facts.astype({"width": "int32", "height": "int32"})
+    products = pd.concat([products, facts], axis=1)
     readable = products["reason"].isna()
     if not readable.any():
+        _discard(job.folder)
         raise InputError(
             f"none of the {len(products)} images of the source can be read "
             f"({products['reason'][0]})."
         )
     for name in job.arrays():
-        _keep_rows(job.path(name), np.flatnonzero(readable))
+        _keep_rows(job.path(name), readable.to_numpy())
+        _check_rows(job, name, notes)
     index = products[readable].reset_index(drop=True)
     index = _group_and_split(index, job.path(THUMBNAILS), settings)
     index.to_parquet(job.folder / "index.parquet", index=False)
     unreadable = products.loc[~readable, ["id", "reason"]]
-    arrays = [name for name in job.arrays() if name != THUMBNAILS]
+    arrays = [f"{name}.npy" for name in job.arrays() if name != THUMBNAILS]
     return {
         "settings": settings,
         "counts": {"unreadable_images": len(unreadable), **_counts(index)},
         "unreadable": unreadable.to_dict("records"),
-        "checksums": {name: _checksum(job.path(name)) for name in arrays},
+        "checksums": _checksums(job.folder, [*arrays, "index.parquet"]),
     }
+
+
+def _check_rows(job: Job, name: str, notes: list[dict]) -> None:
+    """Compare an array with the digests of its chunks, taken when they were decoded."""
+    import xxhash
+
+    first = 0
+    for note in notes:
+        end = first + sum(fact["reason"] is None for fact in note["facts"])
+        rows = _read(job.path(name), slice(first, end))
+        if xxhash.xxh3_128_hexdigest(rows) != note["digests"][name]:
+            _discard(job.folder)
+            raise InputError(f"{job.path(name)} was damaged; it is deleted: run again.")
+        first = end
 
 
 def _group_and_split(index: pd.DataFrame, path: Path, settings: dict) -> pd.DataFrame:
@@ -500,10 +523,3 @@ def _counts(index: pd.DataFrame) -> dict:
         "class_counts": classes.tolist(),
         "split_counts": {name: int(sets.get(name, 0)) for name in catalogue.SPLITS},
     }
-
-
-def _checksum(path: Path) -> str:
-    import xxhash
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

@@ -6,17 +6,19 @@
 
 `open_source` also takes a folder, or `kaggle-small` and `kaggle-full`, which are
 downloaded into data/. Nothing is ever unpacked. A zip is refused as a whole where an
-entry points outside of it or claims an absurd size.
+entry points outside of it, is encrypted, comes twice or claims an absurd size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import lzma
 import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
@@ -30,8 +32,10 @@ KAGGLE = {  # with the version: what is on disk is then found without a network
     "kaggle-full": "paramaggarwal/fashion-product-images-dataset/versions/1",
 }
 MAX_BYTES = 2**28  # of one member; what claims more is no product image
+DEPTH = 5  # folders below a source that are searched; Kaggle's nest three
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError)
-DAMAGED += (RuntimeError, OverflowError)  # RuntimeError: an encrypted entry
+# RuntimeError: an encrypted entry, an unknown way of packing
+DAMAGED += (RuntimeError, OverflowError, struct.error)
 Members = dict[str, tuple[int, int]]  # name: bytes, and time (folder) or CRC (zip)
 
 
@@ -50,19 +54,21 @@ class Source:
     def read(self, name: str) -> bytes:
         """Bytes of a member.
 
-        Raises ValueError for a member that is at fault itself (a damaged or encrypted
-        zip entry, an absurd size), OSError where the source cannot be read.
+        Raises ValueError for a member that is at fault itself (a damaged zip entry, a
+        link to nowhere, a pipe, an absurd size), InputError where the source cannot be
+        read.
         """
-        if self.path.is_dir():
-            return _read_file(self.path / self.root / name)
         try:
+            if self.path.is_dir():
+                return _read_file(self.path / self.root / name)
             archive = _archive(self.path)
             entry = archive.getinfo(self.root + name)
             with archive.open(entry) as file:
                 return file.read(entry.file_size)  # whatever is inside, no more than it
         except (*DAMAGED, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # without a number it is bz2's word for damaged data
+                raise unreadable(self.path, error) from error
+            # an OSError without a number is bz2's word for damaged data
             message = f"damaged entry in {self.path.name}: {error}"
             raise ValueError(message) from error
 
@@ -73,14 +79,20 @@ class Source:
     def members(self, folder: str, suffix: str) -> dict[int, str]:
         """Product id -> member, for `<folder>/<id><suffix>`, id without leading zeros.
 
-        The case of the suffix does not matter.
+        The case of the suffix does not matter. Raises InputError for two of one id.
         """
         pattern = re.compile(
             rf"{re.escape(folder)}/(0|[1-9]\d{{0,17}})(?i:{re.escape(suffix)})",
             re.ASCII,
         )
-        matches = map(pattern.fullmatch, sorted(self.files))
-        return {int(match[1]): match[0] for match in matches if match}
+        found = [*filter(None, map(pattern.fullmatch, sorted(self.files)))]
+        members = {int(match[1]): match[0] for match in found}
+        if len(members) < len(found):
+            raise InputError(
+                f"source {self.path} has two files of one id in {folder}/, like 7.jpg "
+                "and 7.JPG: keep one."
+            )
+        return members
 
     def fingerprint(self) -> str:
         """SHA-256 of styles.csv and of the names, sizes and times of all members.
@@ -89,19 +101,19 @@ class Source:
         """
         try:
             digest = hashlib.sha256(self.read("styles.csv"))
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise unreadable(self.path, error) from error
         digest.update(repr(sorted(self.files.items())).encode())
         return digest.hexdigest()
 
 
-def unreadable(path: Path, error: Exception) -> InputError:
+def unreadable(path: str | Path, error: Exception) -> InputError:
     """The error for a source that cannot be read, or no longer.
 
     Taught in: chapter 1
     """
     return InputError(
-        f"source {path} cannot be read ({error}): "
+        f"source {str(path):.300} cannot be read ({str(error):.300}): "
         "check that it is there, whole, and yours to read."
     )
 
@@ -109,29 +121,36 @@ def unreadable(path: Path, error: Exception) -> InputError:
 def open_source(source: str | Path) -> Source:
     """Find the catalogue at `source`: a folder, a zip, `kaggle-small`, `kaggle-full`.
 
-    Raises InputError where there is none or several, for a corrupt zip, and for an
-    entry that points outside of its zip.
+    Raises InputError where there is none or several, and for a zip that is corrupt or
+    has an entry to keep away from.
     Taught in: chapter 1
     """
-    if source in KAGGLE:
-        path = _download(source)
-    else:
-        path = Path(os.path.expanduser(source)).resolve()  # noqa: PTH111 - never raises
     try:
-        if not path.exists():
-            raise InputError(
-                f"source {str(source)!r} does not exist: give a folder or zip with "
-                f"styles.csv and images/, or one of synthetic, {', '.join(KAGGLE)}."
-            )
-        files = _folder_members(path) if path.is_dir() else _zip_members(path)
+        path = _download(source) if source in tuple(KAGGLE) else _place(source)
+        files = _zip_members(path) if path.is_file() else _folder_members(path)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(source, error) from error
     return _locate(path, files)
+
+
+def _place(source: str | Path) -> Path:
+    """A folder or an ordinary file: to open a pipe or a device would never end."""
+    there = False
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):  # None, \0, ~nobody
+        path = Path(source).expanduser().resolve()
+        there = str(source).strip() and (path.is_dir() or path.is_file())
+    if there:
+        return path
+    raise InputError(
+        f"source {str(source)!r:.300} does not exist: give a folder or zip with "
+        f"styles.csv and images/, or one of synthetic, {', '.join(KAGGLE)}."
+    )
 
 
 def _locate(path: Path, files: Members) -> Source:
     """The shallowest folder with styles.csv and images/; deeper ones are copies."""
-    folders = {name.rsplit("images/", 1)[0] for name in files if "images/" in name}
+    found = filter(None, map(re.compile("(.*/)?images/").match, files))
+    folders = {match[1] or "" for match in found}
     with_table = [root for root in folders if f"{root}styles.csv" in files]
     roots = sorted(with_table, key=lambda root: (root.count("/"), root))
     if not roots:
@@ -154,19 +173,28 @@ def _locate(path: Path, files: Members) -> Source:
 # --- folders --------------------------------------------------------------------------
 
 
-def _folder_members(folder: Path, prefix: str = "") -> Members:
-    """Files of a folder; what is closed to us below it is an error, not empty."""
-    members = {}
+def _folder_members(folder: Path, prefix: str = "", above: tuple = ()) -> Members:
+    """Files of a folder; what is closed to us below it is an error, not empty.
+
+    above: the folders that it lies in; a link back to one of them is not followed.
+    """
+    status = folder.stat()
+    here, members = (status.st_dev, status.st_ino), {}
+    if here in above or len(above) > DEPTH:
+        return members
     for path in folder.iterdir():
-        status = path.stat()  # a link to nowhere is an error, too
+        # a link to nowhere is a member, too: to read it will say so
+        status = path.stat() if path.exists() else path.lstat()
         if stat.S_ISDIR(status.st_mode):
-            members |= _folder_members(path, f"{prefix}{path.name}/")
-        elif stat.S_ISREG(status.st_mode):
+            members |= _folder_members(path, f"{prefix}{path.name}/", (*above, here))
+        else:
             members[prefix + path.name] = (status.st_size, status.st_mtime_ns)
     return members
 
 
 def _read_file(path: Path) -> bytes:
+    if os.path.lexists(path) and not path.is_file():
+        raise ValueError(f"{path.name} is no ordinary file, or a link to nowhere")
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(
@@ -194,29 +222,34 @@ def _zip_members(path: Path) -> Members:
     """Files of a zip; one with an entry that would leave it is refused."""
     try:
         entries = _archive(path).infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (*DAMAGED, ValueError) as error:
         raise InputError(
             f"source {path} is not a readable zip ({error}): download or copy it again."
         ) from error
+    members = {}
     for entry in entries:
         fault = _fault(entry)
+        if entry.filename in members:
+            fault = "comes twice: which one counts, nobody knows"
         if fault:
             raise InputError(
-                f"source {path} has an entry that {fault}: {entry.filename!r}. "
-                "Do not use it."
+                f"source {path} has an entry that {fault}: {entry.filename!r:.200}."
             )
-    files = [entry for entry in entries if not entry.is_dir()]
-    return {entry.filename: (entry.file_size, entry.CRC) for entry in files}
+        if not entry.is_dir():
+            members[entry.filename] = (entry.file_size, entry.CRC)
+    return members
 
 
 def _fault(entry: zipfile.ZipInfo) -> str | None:
     """What makes a zip with this entry one to keep away from."""
     if entry.file_size > MAX_BYTES:
         return f"claims {entry.file_size:,} bytes, where {MAX_BYTES:,} are many"
+    if entry.flag_bits & 1:
+        return "is encrypted, so give the unpacked folder instead"
     place = PurePosixPath(entry.filename.replace("\\", "/"))
     is_link = stat.S_ISLNK(entry.external_attr >> 16)
     if place.is_absolute() or ".." in place.parts or is_link:
-        return "points outside of it"
+        return "points outside of it, so do not use it"
     return None
 
 
@@ -232,22 +265,10 @@ def _download(name: str) -> Path:
         return Path(kagglehub.dataset_download(KAGGLE[name]))
     except Exception as error:  # of requests, of Kaggle's client, of zipfile
         page = KAGGLE[name].removesuffix("/versions/1")
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise InputError(
-            f"{name} could not be downloaded: {_reason(error)}. "
-            f"Or download https://www.kaggle.com/datasets/{page} by hand and pass the "
-            "zip: SOURCE=path/to/archive.zip"
+            f"{name} could not be downloaded ({type(error).__name__}: {reason:.200}): "
+            "check the network, and the token in ~/.kaggle/access_token (kaggle.com, "
+            f"Settings, API). Or download https://www.kaggle.com/datasets/{page} by "
+            "hand and pass the zip: SOURCE=path/to/archive.zip"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong with a download and what to do, in a few words."""
-    import requests
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        place = "~/.kaggle/access_token (from kaggle.com, Settings, API)"
-        return f"Kaggle answers {status}; put a valid token into {place}"
-    if isinstance(error, requests.ConnectionError | requests.Timeout):
-        return "Kaggle cannot be reached; check the network"
-    first_line = (str(error).splitlines() or ["no reason given"])[0]
-    return f"{type(error).__name__}: {first_line}"

@@ -819,7 +819,7 @@ def _finished(folder, settings):
         return False
     try:
         found = json.loads((folder / "catalogue.json").read_text("utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(
             f"{folder} holds something that synthetic.draw did not make: name another "
             "folder."
