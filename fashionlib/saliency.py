@@ -76,7 +76,10 @@ UNGUIDED |= {"clamp", "clampmin", "clip", "maximum"}
 class _GuidedMode(TorchFunctionMode):
     """While active, replaces torch's ReLUs in this thread, and counts activations."""
 
-    calls = others = 0
+    calls = others = passed = 0
+
+    def count_backward(self, _gradient):
+        self.passed += 1
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, guided = kwargs or {}, GUIDED.get(function)
@@ -85,10 +88,14 @@ class _GuidedMode(TorchFunctionMode):
         self.calls += guided is not None
         name = function.__name__.replace("_", "")  # relu_ works in place
         self.others += guided is None and name in UNGUIDED
-        return (guided or function)(*args, **kwargs)
+        result = (guided or function)(*args, **kwargs)
+        if guided and result.requires_grad:
+            result.register_hook(self.count_backward)
+        return result
 
 
 _print_once = cache(print)
+PLAIN = "its maps would be plain gradients, use gradient()"
 
 
 @contextlib.contextmanager
@@ -110,7 +117,7 @@ def guided_relus(model: nn.Module) -> Iterator[_GuidedMode]:
     with _GuidedMode() as mode:
         yield mode
     if not mode.calls:
-        raise InputError(f"found no ReLU in {type(model).__name__}: use gradient().")
+        raise InputError(f"found no ReLU in {type(model).__name__}: {PLAIN}.")
     if mode.others:
         _print_once(f"Guided {mode.calls} ReLUs, not {mode.others} other activations.")
 
@@ -122,8 +129,11 @@ def guided_backprop(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor
     Springenberg et al. 2015 (arXiv 1412.6806).
     Taught in: chapter 3
     """
-    with guided_relus(model):
-        return gradient(model, pixels, targets)
+    with guided_relus(model) as relus:
+        maps = gradient(model, pixels, targets)
+    if not relus.passed:  # as in Swin's version 2, where they see positions
+        raise InputError(f"no ReLU in {type(model).__name__} sees the image: {PLAIN}.")
+    return maps
 
 
 def gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
@@ -152,16 +162,19 @@ def last_map(model: nn.Module) -> nn.Module:
     """The layer whose result is the network's last feature map (B, C, h, w).
 
     A ResNet's last stage; in networks that torchvision does not have, the last
-    convolution. Raises InputError for a network without maps, such as ViT.
+    convolution. Raises InputError for a network without maps (ViT), and for a traced
+    one (`cpu.fuse_batchnorm`).
     Taught in: chapter 3
     """
+    layers = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    # conv_proj cuts images into tokens; a traced network does not call its stages
+    without = hasattr(model, "conv_proj") or isinstance(model, torch.fx.GraphModule)
+    if without or not layers:
+        raise InputError(f"no layer of {type(model).__name__} is a last feature map.")
     for name in LAST_MAPS:
         if hasattr(model, name):
             layer = getattr(model, name)
             return layer[-1] if isinstance(layer, nn.ModuleList) else layer
-    layers = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
-    if not layers or hasattr(model, "conv_proj"):  # which cuts images into tokens
-        raise InputError(f"{type(model).__name__} has no last feature map.")
     return layers[-1]
 
 

@@ -209,6 +209,14 @@ def test_refuses_networks_without_relu():
         assert saliency.gradient(model, pixels, targets).any()
 
 
+def test_refuses_networks_whose_relus_do_not_see_the_image():
+    """As in Swin's version 2: the map would silently be the plain gradient."""
+    model = head(nn.Conv2d(3, 4, 3), nn.GELU())
+    model.forward = lambda x: nn.Sequential.forward(model, x) + model[0].bias.relu()
+    with pytest.raises(InputError, match="sees the image"):
+        saliency.guided_backprop(model, random_images(1, 8), torch.tensor([0]))
+
+
 @pytest.mark.slow  # importing torch's compiler takes 4 s
 def test_refuses_compiled_networks():
     pixels, targets = random_images(1, 8), torch.tensor([0])
@@ -288,6 +296,7 @@ def test_says_once_what_is_not_guided(capsys):
     with saliency.guided_relus(model) as mode:
         model.eval()(pixels)
     assert (mode.calls, mode.others) == (14, 28)  # 19 Hardswish, 9 Hardsigmoid
+    saliency._print_once.cache_clear()
     for _ in range(2):
         saliency.guided_backprop(model, pixels, targets)
     assert capsys.readouterr().out.count("28") == 1
