@@ -336,8 +336,8 @@ class Trainer:
         values = [self.totals, *self.model.parameters()]
         if not all(value.isfinite().all() for value in values):
             found = f"loss or weights are not finite after {self.step} steps"
-            cause = f"learning_rate = {self.recipe.learning_rate} or the first weights"
-            raise InputError(f"{found}: change {cause}.")
+            cause = f"learning_rate = {self.recipe.learning_rate}"
+            raise InputError(f"{found}: change {cause if self.step else 'those given'}.")
         if checkpoint is not None and self.rank == 0:
             artifacts.save_checkpoint(checkpoint, self.state_dict())
 

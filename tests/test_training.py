@@ -405,6 +405,14 @@ def test_a_loss_that_is_not_finite_is_not_written(tmp_path, data, monkeypatch):
     assert torch.isfinite(state["totals"]).all()
 
 
+def test_first_weights_that_are_not_finite_are_not_said_to_be_a_learning_rate(data):
+    model = tiny()
+    nn.init.constant_(model[0].weight, math.nan)
+    with pytest.raises(InputError, match="after 0 steps") as caught:
+        training.fit(model, data, recipe=RECIPE, **CPU)
+    assert "learning_rate" not in str(caught.value)
+
+
 class Shallow(nn.Module):
     """Two halvings and a layer for maps of 4x4: images of 16x16 and no others."""
 
