@@ -337,7 +337,8 @@ class Trainer:
         if not all(value.isfinite().all() for value in values):
             found = f"loss or weights are not finite after {self.step} steps"
             cause = f"learning_rate = {self.recipe.learning_rate}"
-            raise InputError(f"{found}: change {cause if self.step else 'those given'}.")
+            cause = cause if self.step else "the first weights"
+            raise InputError(f"{found}: change {cause}.")
         if checkpoint is not None and self.rank == 0:
             artifacts.save_checkpoint(checkpoint, self.state_dict())
 
