@@ -96,6 +96,8 @@ def _first_weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
         return download(version.url, what)
     path = Path(weights).expanduser()
     try:
+        if not path.is_file():  # a pipe or a device would be read for ever
+            raise FileNotFoundError
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)

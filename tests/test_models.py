@@ -1,6 +1,7 @@
 """Networks, where their first weights come from, features, probe, one's own photo."""
 
 import hashlib
+import os
 import re
 import types
 from pathlib import Path
@@ -137,6 +138,12 @@ def test_weights_may_be_those_of_a_wrapped_network(tmp_path, prefix, nested):
     model = models.build("mnasnet0_5", weights=str(tmp_path / "net.pth"))
     assert torch.equal(model.layers[0].weight, state[f"{prefix}layers.0.weight"])
     assert torch.equal(model.layers[15].weight, state[f"{prefix}layers.15.weight"])
+
+
+def test_a_pipe_is_no_file_of_weights(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(InputError, match=r"pipe\.pth"):
+        models.build("resnet10", weights=str(tmp_path / "pipe.pth"))
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
