@@ -229,11 +229,11 @@ def write_floats(side: int, count: int) -> int:
     return count
 
 
+@cpu.keep_freed_memory(torch.device("cpu"))  # as in the training; for the peers, too
 def compare_batches(
     folder: Path, chosen: list[Image.Image], side: int, count: int
 ) -> dict[str, list[float]]:
     """One epoch each; the peer's number of workers is the best of four."""
-    cpu.keep_freed_memory()  # as `training.fit` does; it serves the peers, too
     folder.mkdir()
     measuring.write_pictures(folder, chosen, side, count)
     data = measuring.read_pictures(folder, count)

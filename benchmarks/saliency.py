@@ -139,8 +139,8 @@ def averages(pixels: Tensor) -> tuple[list[dict], float]:
     return rows, measuring.ratio(rates, "class averages", "maps alone")
 
 
+@cpu.keep_freed_memory(torch.device("cpu"))  # as in the training; for Captum, too
 def main() -> None:
-    cpu.keep_freed_memory()  # as the training does; it serves Captum, too
     rows, ratios = [], {}
     for architecture in BATCH:
         found, rates = compare(architecture)

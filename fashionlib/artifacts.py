@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -272,7 +273,10 @@ def load_weights(path: Path, model: torch.nn.Module) -> dict:
 
     settings = read_settings(path)
     try:
-        model.load_state_dict(load_file(path))
+        state = OrderedDict(load_file(path))
+        # versions of the layers, without which MNASNet refuses
+        state._metadata = model.state_dict()._metadata
+        model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(

@@ -1,7 +1,6 @@
 """What makes a CPU fast: products for small convolutions, fused BatchNorm, kept memory.
 
-    cpu.keep_freed_memory()
-    with cpu.gemm_convolutions(device):
+    with cpu.keep_freed_memory(device), cpu.gemm_convolutions(device):
         loss = network(pixels) ...     # forward; backward follows, inside or outside
     maps = saliency.guided_backprop(cpu.fuse_batchnorm(model), pixels, targets)
 
@@ -14,9 +13,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import functools
 import sys
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import fx, nn
@@ -28,24 +27,36 @@ from fashionlib.runtime import InputError
 
 MIN_CHANNELS = 256  # of the result
 MAX_PIXELS = 25  # of the result's map: from 10x7 on the library is as fast
+# M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD: see man 3 mallopt
+KEEPING = {-4: 0, -1: 2**31 - 1, -2: 2**28}
+USUAL = {-4: 2**16, -1: 2**26, -2: 2**17, -3: 2**25}  # where blocks of 32 MiB are freed
 
 
-@functools.cache
-def keep_freed_memory() -> None:
-    """Let the C library keep the memory that tensors give back, for the whole process.
+@contextlib.contextmanager
+def keep_freed_memory(device: torch.device) -> Iterator[None]:
+    """A context in which the C library keeps the memory that tensors give back.
 
     A training step frees and asks for hundreds of MiB. The system hands out each page
     anew, zeroed, at its first touch: 300,000 page faults a step for ResNet10 on 128
     images of 80x60, and 67 images/s. Kept, they are 6,000, and 112 images/s (2 cores of
-    an Intel Xeon, float32). The process then stays as large as it once was. Linux with
-    glibc; elsewhere nothing is done.
+    an Intel Xeon, float32). For the whole process; at the end it is given back, and
+    the library's own settings return. Linux with glibc; elsewhere, and on other
+    devices, nothing is done.
     Taught in: chapter 2
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX; see man 3 mallopt
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-2, 256 * 2**20)  # M_TOP_PAD
+    linux = device.type == "cpu" and sys.platform == "linux"
+    libc = ctypes.CDLL(None) if linux else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    try:
+        for setting in KEEPING.items():
+            libc.mallopt(*setting)
+        yield
+    finally:
+        for setting in USUAL.items():
+            libc.mallopt(*setting)
+        libc.malloc_trim(0)
 
 
 # --- small convolutions as matrix products --------------------------------------------

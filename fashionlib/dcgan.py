@@ -302,15 +302,14 @@ def fit(
         found = f"found {tuple(pixels.shape)}: lower batch_size or take other images"
         raise InputError(f"expected {expected}; {found}.")
     training, path = trainer(recipe, **options), None
-    if training.device.type == "cpu":
-        cpu.keep_freed_memory()
     if checkpoint is not None:
         key = {"precision": training.precision, "images": len(pixels), **asdict(recipe)}
         code = ("dcgan", "gan_metrics", "models", "images", "data.prepare")
         path = artifacts.checkpoint_path(checkpoint, key | (settings or {}), code)
         if path.exists():
             training.load_state_dict(artifacts.load_checkpoint(path))
-    _run(training, pixels.to(training.device), path)
+    with cpu.keep_freed_memory(training.device):
+        _run(training, pixels.to(training.device), path)
     networks = training.ema.module.eval(), training.discriminator.eval()
     speed = len(training.log["history"]) * recipe.batch_size / training.log["seconds"]
     log = training.log | {"images_per_second": speed}

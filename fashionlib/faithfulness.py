@@ -11,6 +11,7 @@ figure stands alone: each has a control, a floor or an interval beside it.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from fashionlib.evaluation import Estimate, no_estimate
 from fashionlib.images import blur, white
-from fashionlib.models import evaluating
+from fashionlib.models import evaluating, last_layer
 from fashionlib.runtime import InputError
 
 FACE, REST = 1, 3  # the values of the synthetic catalogue's masks; 0 is the background
@@ -51,13 +52,18 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def stages(model: nn.Module) -> list[str]:
-    """Names of a network's children that have parameters, from the last layer back.
+    """The last layer's name, and those of children with parameters, from the last back.
 
-    fc, layer4, layer3, ..., conv1 in a ResNet.
+    fc, layer4, layer3, ..., conv1 in a ResNet; classifier.6, classifier, features in a
+    VGG. The last, "", stands for the network's own parameters, where it has some (ViT).
     Taught in: chapter 3
     """
-    names = [name for name, child in model.named_children() if list(child.parameters())]
-    return names[::-1]
+    head, parts = last_layer(model), {"": model.parameters(recurse=False)}
+    for name, child in model.named_children():
+        parts[name] = child.parameters()
+    others = [name for name, own in parts.items() if set(own) - set(head.parameters())]
+    names = {module: name for name, module in model.named_modules()}
+    return [names[head], *reversed(others)]
 
 
 @contextlib.contextmanager
@@ -71,14 +77,17 @@ def randomize_weights(model: nn.Module, *, seed=0, last: int | None = None) -> I
     other layers as in torch, BatchNorm's running statistics afresh.
     Taught in: chapter 3
     """
-    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    kept = copy.deepcopy(model.state_dict())  # with the versions of the layers
     devices = {value.device for value in kept.values() if value.is_cuda}
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(seed)
+            drawn = set()  # what has been drawn once stays when the next stage follows
             for name in stages(model)[:last]:
                 for module in model.get_submodule(name).modules():
-                    _randomize(module)
+                    if module not in drawn:
+                        _randomize(module)
+                        drawn.add(module)
         yield model
     finally:
         model.load_state_dict(kept)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -208,8 +209,9 @@ def batches(
     takes each from a window moved by up to that many pixels, edges repeated (as
     torchvision's RandomCrop with padding). What happens to a sample depends only on
     (seed, epoch, sample): the same in one process and in many.
-    first_batch: where to begin. rank, world_size: this process's images of each batch,
-    at least one. Of a set that was moved by `to_device` they are gathered there.
+    Shuffled ones are those of `batch_bounds`. first_batch: where to begin. rank,
+    world_size: this process's images of each batch, at least one. Of a set that was
+    moved by `to_device` they are gathered there.
     Taught in: chapter 2
     """
     device, count = torch.device(device), len(data.rows)
@@ -225,11 +227,27 @@ def batches(
         gather = _gather_on_device
         order, mirrored, shifts = (x.to(device) for x in (order, mirrored, shifts))
         rows, labels = rows.to(device), labels.to(device)
-    for start in range(first_batch * batch_size, count, batch_size):
-        batch = order[start : start + batch_size]
+    bounds = batch_bounds(count, batch_size, fold=training)
+    for start, end in bounds[first_batch:]:
+        batch = order[start:end]
         mine = batch[rank::world_size] if rank < len(batch) else batch[-1:]
         pixels = gather(data.images, rows[mine], shifts[mine], mirrored[mine])
         yield normalize(pixels.to(device), dtype), labels[mine].to(device)
+
+
+def batch_bounds(
+    count: int, batch_size: int, *, fold: bool = True
+) -> list[tuple[int, int]]:
+    """Where each batch of `count` images starts and ends.
+
+    fold: one image that is left over belongs to the batch before: BatchNorm may refuse
+    a batch of one.
+    Taught in: chapter 2
+    """
+    starts = list(range(0, count, batch_size))
+    if fold and len(starts) > 1 and count % batch_size == 1:
+        starts.pop()
+    return list(itertools.pairwise([*starts, count]))
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

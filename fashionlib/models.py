@@ -14,7 +14,9 @@ Training is in `fashionlib.training`. Measured on Kaggle's catalogue at 80x60 pi
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from fashionlib import artifacts, images, runtime
 from fashionlib.catalogue import CLASS_NAMES
@@ -93,10 +96,13 @@ def _first_weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
         return download(version.url, what)
     try:
         path = Path(weights).expanduser()
+        if not path.is_file():  # a pipe or a device would be read for ever
+            raise FileNotFoundError
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state.get("model", state)  # of a checkpoint of `training.fit`
+        # of a checkpoint of `training.fit`, or of others
+        return state.get("model", state.get("state_dict", state))
     except Exception as error:  # whatever a foreign file makes torch say
         found = f"found {weights!r} ({type(error).__name__})"
         known = "weights must be none, imagenet or a file of tensors (a state_dict)"
@@ -106,27 +112,40 @@ def _first_weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
 def download(url: str, what: str) -> dict[str, torch.Tensor]:
     """The weights at an address, downloaded once into torch's cache.
 
-    A download is compared with the hash in its name; no pickled code is executed.
-    what: their name in a message. Raises InputError where they cannot be had, with the
-    place where a file downloaded by hand belongs.
+    The file is compared with the hash in its name, also one that is there already; no
+    pickled code is executed. what: their name in a message. Raises InputError where
+    they cannot be had, with the place where a file downloaded by hand belongs.
     Taught in: chapter 2
     """
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    prefix = torch.hub.HASH_REGEX.search(path.name)  # 8 digits or more
     try:
+        if prefix and path.exists():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if not digest.startswith(prefix[1]):
+                raise ValueError("the file there has another hash")
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
     except Exception as error:  # no network, half a file, another file
-        path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         reason = f"{what} could not be had ({type(error).__name__}: {error!s:.60})"
-        raise InputError(f"{reason}. Download {url} to {path}.") from error
+        raise InputError(f"{reason}. Download {url} to {path} (anew).") from error
 
 
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
     """Load a network's weights; only the last layer may be one for other classes."""
-    last = last_linear(model)
+    last = last_layer(model)
     names = {module: name for name, module in model.named_modules()}
     try:
+        if not hasattr(state, "_metadata"):  # without a version MNASNet refuses
+            state = OrderedDict(state)
+            state._metadata = {"": model.state_dict()._metadata[""]}
+        for wrapper in ("module.", "_orig_mod."):  # of several processes, compiled
+            consume_prefix_in_state_dict_if_present(state, wrapper)
         for name, value in list(state.items()):
+            if not value.isfinite().all():
+                raise ValueError(f"{name} holds NaN or infinity")
             del state[name]
             # Not the auxiliary outputs that GoogLeNet and Inception have in training
             if not name.lower().startswith("aux"):
@@ -144,26 +163,46 @@ def _load_state(model: nn.Module, state: dict[str, torch.Tensor], origin: str) -
 # --- features and linear probe --------------------------------------------------------
 
 
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The network's last linear layer, which gives the logits.
+def last_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
+    """The last layer with weights, which gives the logits.
 
-    Raises InputError where there is none.
+    Linear, but in SqueezeNet a convolution, whose maps are averaged. Raises InputError
+    where there is none.
     Taught in: chapter 2
     """
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise InputError(f"{type(model).__name__} has no linear layer at its end.")
-    return linear[-1]
+    kinds = nn.Linear, nn.Conv2d
+    layers = [module for module in model.modules() if isinstance(module, kinds)]
+    if not layers:
+        raise InputError(f"{type(model).__name__} has no linear layer or convolution.")
+    return layers[-1]
+
+
+def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """The network's answer to pixels (B, 3, H, W): logits (B, classes).
+
+    Raises InputError for a size or a number of images that it cannot take.
+    Taught in: chapter 2
+    """
+    try:
+        return model(pixels)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        count, _, height, width = pixels.shape
+        found = f"images of {height}x{width}, {count} at a time"
+        expected = f"{type(model).__name__} cannot take {found}: take others"
+        reason = " ".join(str(error).split())
+        raise InputError(f"{expected}. torch: {reason:.150}") from error
 
 
 def extract_features(
     model, data, *, size=None, batch_size=256, device="auto", precision="auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the last linear layer receives, float32 (M, D), and the logits (M, classes).
+    """What the last layer receives, float32 (M, D), and the logits (M, classes).
 
     size: side or (height, width) of what the network sees; other images are resized on
     the device. One forward pass in `eval()`; the results lie on the CPU.
-    Raises InputError for a network without a linear layer and for no images.
+    Raises InputError for no images, and as `last_layer` and `logits_of`.
     Taught in: chapter 2
     """
     if not len(data.rows):
@@ -172,16 +211,19 @@ def extract_features(
     size = data.images.shape[1:3] if size is None else size
     size = (size, size) if isinstance(size, int) else tuple(size)
     features, logits = [], []
-    hook = last_linear(model).register_forward_pre_hook(
-        lambda _, inputs: features.append(inputs[0].float().cpu())
-    )
+
+    def keep(_layer, inputs):
+        received = inputs[0].float().cpu()  # SqueezeNet's are maps (B, D, h, w)
+        features.append(received.mean((2, 3)) if received.ndim == 4 else received)
+
     model.to(device)
+    hook = last_layer(model).register_forward_pre_hook(keep)
     with hook, evaluating(model), torch.inference_mode():
         for pixels, _ in images.batches(data, batch_size=batch_size, device=device):
             if pixels.shape[2:] != size:
                 pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
             with runtime.autocast(device, precision):
-                logits.append(model(pixels).float().cpu())
+                logits.append(logits_of(model, pixels).float().cpu())
     return torch.cat(features), torch.cat(logits)
 
 
@@ -218,9 +260,13 @@ def set_head_to_probe(model: nn.Module, data: ImageSet, **options) -> None:
 
     A training that begins there does not spoil the other layers in its first steps
     (Kumar et al. 2022, arXiv 2202.10054). options: those of `extract_features`.
+    Raises InputError for a network whose last layer is not linear (SqueezeNet).
     Taught in: chapter 2
     """
-    head = last_linear(model)
+    head = last_layer(model)
+    if not isinstance(head, nn.Linear):
+        name = type(model).__name__
+        raise InputError(f"{name} does not end in a linear layer: it takes no probe.")
     features, _ = extract_features(model, data, **options)
     weight, bias = linear_probe(features, data.labels, head.out_features)
     head.load_state_dict({"weight": weight, "bias": bias})

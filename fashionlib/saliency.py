@@ -6,11 +6,11 @@
     averages = saliency.class_averages(model, batches, predicted)
 
 Works with any network that calls ReLU or ReLU6, as a module or as a function, in place
-or not, without changing it. In all methods pixels are float (B, 3, H, W), normalized as
-`images.normalize` does, and targets int64 (B,): the class of each image whose logit is
-explained. The model is evaluated in `eval()` and left as it was. Guided maps equal
-Captum's up to rounding; measured against it, with `cpu.fuse_batchnorm`:
-`benchmarks/results/saliency.json`.
+or not, without changing it; other activations are counted. In all methods pixels are
+float (B, 3, H, W), normalized as `images.normalize` does, and targets int64 (B,): the
+class of each image whose logit is explained. The model is evaluated in `eval()` and
+left as it was. Guided maps equal Captum's up to rounding; measured against it, with
+`cpu.fuse_batchnorm`: `benchmarks/results/saliency.json`.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import activation
 from torch.overrides import TorchFunctionMode
 
 from fashionlib.images import NEAR_WHITE, STD, denormalize
@@ -60,8 +61,6 @@ class GuidedReLU(torch.autograd.Function):
 
 def _guided(input: Tensor, inplace=False, min_val=0.0, max_val=inf) -> Tensor:
     """What torch's ReLUs do, guided; the arguments have torch's names."""
-    if min_val != 0:
-        raise InputError("found Hardtanh, which is no ReLU: use saliency.gradient().")
     return GuidedReLU.apply(input, inplace, max_val)
 
 
@@ -69,21 +68,34 @@ def _guided(input: Tensor, inplace=False, min_val=0.0, max_val=inf) -> Tensor:
 GUIDED = dict.fromkeys((F.relu, torch.relu, Tensor.relu, F.hardtanh), _guided)
 GUIDED |= dict.fromkeys((torch.relu_, Tensor.relu_), partial(_guided, inplace=True))
 GUIDED |= {F.relu6: partial(_guided, max_val=6.0)}
-UNGUIDED = {F.gelu, F.silu, F.hardswish, F.mish, F.leaky_relu, F.prelu, F.elu, F.selu}
+# Names of the others, without "_": torch's list but for softmax, and what may be a ReLU
+UNGUIDED = {name.lower() for name in activation.__all__ if "max" not in name}
+UNGUIDED |= {"clamp", "clampmin", "clip", "maximum"}
 
 
 class _GuidedMode(TorchFunctionMode):
     """While active, replaces torch's ReLUs in this thread, and counts activations."""
 
-    calls = others = 0
+    calls = others = passed = 0
+
+    def count_backward(self, _gradient):
+        self.passed += 1
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.calls += function in GUIDED
-        self.others += function in UNGUIDED
-        return GUIDED.get(function, function)(*args, **(kwargs or {}))
+        kwargs, guided = kwargs or {}, GUIDED.get(function)
+        if function is F.hardtanh and kwargs["min_val"] != 0:
+            guided = None  # no ReLU
+        self.calls += guided is not None
+        name = function.__name__.replace("_", "")  # relu_ works in place
+        self.others += guided is None and name in UNGUIDED
+        result = (guided or function)(*args, **kwargs)
+        if guided and result.requires_grad:
+            result.register_hook(self.count_backward)
+        return result
 
 
 _print_once = cache(print)
+PLAIN = "its maps would be plain gradients, use gradient()"
 
 
 @contextlib.contextmanager
@@ -93,17 +105,19 @@ def guided_relus(model: nn.Module) -> Iterator[_GuidedMode]:
     Its `calls` are the guided ones; `others` are activations that are no ReLUs and keep
     their plain gradient: where there are some, a line says so, once. It sees calls and
     not modules, so that functional ReLUs (inception_v3) and a module that is used twice
-    (ResNets) are guided, too. Raises InputError for a compiled model, which hides its
-    calls, and where no ReLU was called: the map would silently be the plain gradient.
+    (ResNets) are guided, too. Raises InputError for a compiled or scripted model, which
+    hides its calls, and where no ReLU was called: the map would silently be the plain
+    gradient.
     Taught in: chapter 3
     """
     for module in model.modules():
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl
+        if compiled or isinstance(module, torch.jit.ScriptModule):
             raise InputError("ReLUs of a compiled model are hidden: pass the original.")
     with _GuidedMode() as mode:
         yield mode
     if not mode.calls:
-        raise InputError(f"found no ReLU in {type(model).__name__}: use gradient().")
+        raise InputError(f"found no ReLU in {type(model).__name__}: {PLAIN}.")
     if mode.others:
         _print_once(f"Guided {mode.calls} ReLUs, not {mode.others} other activations.")
 
@@ -115,8 +129,11 @@ def guided_backprop(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor
     Springenberg et al. 2015 (arXiv 1412.6806).
     Taught in: chapter 3
     """
-    with guided_relus(model):
-        return gradient(model, pixels, targets)
+    with guided_relus(model) as relus:
+        maps = gradient(model, pixels, targets)
+    if not relus.passed:  # as in Swin's version 2, where they see positions
+        raise InputError(f"no ReLU in {type(model).__name__} sees the image: {PLAIN}.")
+    return maps
 
 
 def gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
@@ -136,17 +153,40 @@ def gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
 # --- Grad-CAM -------------------------------------------------------------------------
 
 
+# Modules of torchvision's networks that return the last feature map (B, C, h, w)
+LAST_MAPS = ("layer4", "trunk_output", "conv5", "Mixed_7c", "inception5b", "layers")
+LAST_MAPS += ("permute", "features", "blocks")  # Swin's features are (B, h, w, C)
+
+
+def last_map(model: nn.Module) -> nn.Module:
+    """The layer whose result is the network's last feature map (B, C, h, w).
+
+    A ResNet's last stage; in networks that torchvision does not have, the last
+    convolution. Raises InputError for a network without maps (ViT), and for a traced
+    one (`cpu.fuse_batchnorm`).
+    Taught in: chapter 3
+    """
+    layers = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    # conv_proj cuts images into tokens; a traced network does not call its stages
+    without = hasattr(model, "conv_proj") or isinstance(model, torch.fx.GraphModule)
+    if without or not layers:
+        raise InputError(f"no layer of {type(model).__name__} is a last feature map.")
+    for name in LAST_MAPS:
+        if hasattr(model, name):
+            layer = getattr(model, name)
+            return layer[-1] if isinstance(layer, nn.ModuleList) else layer
+    return layers[-1]
+
+
 def grad_cam(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
     """Grad-CAM by Captum, enlarged to the images: float (B, 1, H, W), not negative.
 
-    Taken at a ResNet's last stage, in other networks at the last convolution.
-    Selvaraju et al. 2017 (arXiv 1610.02391).
+    Taken at `last_map`. Selvaraju et al. 2017 (arXiv 1610.02391).
     Taught in: chapter 3
     """
     from captum.attr import LayerGradCam
 
-    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
-    layer = getattr(model, "layer4", convolutions[-1])
+    layer = last_map(model)
     leaf = pixels.detach().clone().requires_grad_()
     with evaluating(model):
         maps = LayerGradCam(model, layer).attribute(leaf, targets)

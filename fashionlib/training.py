@@ -18,8 +18,8 @@ Measured against torchvision's reference loop: `benchmarks/results/train.json`.
 
 from __future__ import annotations
 
+import copy
 import itertools
-import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -109,8 +109,9 @@ def fit(
     returns at once (several machines need a folder in common). settings: what else
     names the computation there: network, data (`Prepared.checksum`). on_start: called
     where there is nothing to go on from.
-    Raises InputError for no images, for images not larger than `crop`, for a loss that
-    is not finite, and where a batch does not fit into the GPU's memory.
+    Raises InputError for no images, for those that the network cannot take
+    (`check_images`) or that are not larger than `crop`, for a loss that is not finite,
+    and where a batch does not fit into the GPU's memory.
     Taught in: chapter 2
     """
     if not len(train.rows):
@@ -128,22 +129,58 @@ def fit(
         path = artifacts.checkpoint_path(checkpoint, named, CODE)
         state = artifacts.load_checkpoint(path)
     model.to(device)
-    if state is None and on_start is not None:
-        on_start()
+    if state is None:
+        check_images(model, train, recipe, device)
+        if on_start is not None:
+            on_start()
     trainer = Trainer(model, train, device=device, **options)
     if state is not None:
         trainer.load_state_dict(state)
-    if device.type == "cpu":
-        cpu.keep_freed_memory()
+    benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = device.type == "cuda"
     try:
-        with cpu.gemm_convolutions(device):
+        with (
+            cpu.keep_freed_memory(device),
+            cpu.gemm_convolutions(device),
+            forked_rng(device),  # steps are seeded; the caller's numbers go on
+        ):
             trainer.run(validation, path)
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)  # a notebook would keep the batch
         found = f"{trainer.micro_batch} images do not fit into the memory of {device}"
         raise InputError(f"{found}: lower micro_batch or batch_size.") from None
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
     return trainer.history
+
+
+def forked_rng(device: torch.device):
+    """A context after which torch's global generators are as they were before."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def check_images(model, train: ImageSet, recipe: Recipe, device: torch.device) -> None:
+    """One pass of grey images through a copy of the network.
+
+    Raises InputError where it cannot be trained on images of this size, or on the
+    smallest number of them that a process has in a pass (BatchNorm needs two values).
+    Taught in: chapter 2
+    """
+    height, width = train.images.shape[1:3]
+    if recipe.crop >= min(height, width):
+        found = f"{recipe.crop} for images of {height}x{width}"
+        raise InputError(f"crop must be smaller than the images; found {found}.")
+    size = recipe.micro_batch or recipe.batch_size
+    bounds = images.batch_bounds(len(train.rows), size)
+    fewest = min(end - start for start, end in bounds)
+    if device.type == "cpu":  # GPUs share their statistics
+        fewest //= runtime.rank_and_world_size()[1]
+    grey = torch.zeros(min(2, max(1, fewest)), 3, height, width, device=device)
+    trial = train_mode(copy.deepcopy(model), frozen_batch_norm=recipe.frozen_batch_norm)
+    with torch.no_grad(), forked_rng(device):
+        models.logits_of(trial, grey)
+        if recipe.low_res_epochs:
+            models.logits_of(trial, grey[:, :, : height // 2, : width // 2])
 
 
 class Trainer:
@@ -159,9 +196,8 @@ class Trainer:
         self.train = images.to_device(train, device)
         self.precision = runtime.resolve_precision(device, precision)
         self.rank, self.world_size = runtime.rank_and_world_size()
-        # An epoch leaves out a last batch of one image, which BatchNorm may refuse
-        self.steps = max(1, math.ceil((len(train.rows) - 1) / recipe.batch_size))
-        self.images = min(len(train.rows), self.steps * recipe.batch_size)
+        self.images = len(train.rows)
+        self.steps = len(images.batch_bounds(self.images, recipe.batch_size))
         self.micro_batch = recipe.micro_batch or recipe.batch_size
         self.network = model
         if self.world_size > 1:
@@ -228,15 +264,16 @@ class Trainer:
         options |= {"seed": recipe.seed, "flip": recipe.flip, "crop": recipe.crop}
         options |= {"rank": self.rank, "world_size": self.world_size, "epoch": epoch}
         options |= {"batch_size": size, "first_batch": first // size}
-        starts = range(first, self.images, size)
-        batches = zip(starts, images.batches(self.train, **options), strict=False)
-        for start, (pixels, labels) in batches:
+        steps = images.batch_bounds(self.images, recipe.batch_size)
+        bounds = images.batch_bounds(self.images, size)[first // size :]
+        batches = zip(bounds, images.batches(self.train, **options), strict=True)
+        for (start, end), (pixels, labels) in batches:
             if epoch < recipe.low_res_epochs:
                 pixels = F.avg_pool2d(pixels, 2)
-            step_start = start - start % recipe.batch_size
-            step_images = min(recipe.batch_size, self.images - step_start)
-            has_share = self.rank < min(size, self.images - start)
-            yield pixels, labels, has_share * self.world_size / step_images
+            step_start, step_end = steps[start // recipe.batch_size]
+            has_share = self.rank < end - start
+            factor = has_share * self.world_size / (step_end - step_start)
+            yield pixels, labels, factor
 
     def run(self, validation: ImageSet | None, checkpoint: Path | None) -> None:
         """Take all steps that are not done yet; `checkpoint` is written on the way."""
@@ -292,7 +329,8 @@ class Trainer:
         values = [self.totals, *self.model.parameters()]
         if not all(value.isfinite().all() for value in values):
             found = f"loss or weights are not finite after {self.step} steps"
-            cause = f"learning_rate = {self.recipe.learning_rate} or the first weights"
+            cause = f"learning_rate = {self.recipe.learning_rate}"
+            cause = cause if self.step else "the first weights"
             raise InputError(f"{found}: change {cause}.")
         if checkpoint is not None and self.rank == 0:
             artifacts.save_checkpoint(checkpoint, self.state_dict())

@@ -205,25 +205,44 @@ def test_a_network_that_cannot_be_traced_is_one_line(prepare):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_freed_memory_is_kept_only_where_that_is_asked_for():
-    """64 MiB are filled again and again: in new pages each time, or in the same."""
+    """64 MiB are filled again and again: in new pages each time, or in the same.
+
+    With the end of the context all that was kept goes back; of what is freed later, no
+    more stays than the hole that it has left.
+    """
     program = """
-import resource, sys, torch
+import psutil, resource, torch
 from fashionlib import cpu
 
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def megabytes():
+    return psutil.Process().memory_info().rss / 1e6
 
-if sys.argv[1] == "kept":
-    cpu.keep_freed_memory()
-torch.ones(2**24)
-before = faults()
-for _ in range(20):
+def faults():
     torch.ones(2**24)
-print(faults() - before)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+plain, small = faults(), megabytes()
+try:
+    with cpu.keep_freed_memory(torch.device("cpu")):
+        kept = faults()
+        blocks = [torch.ones(2**22) for _ in range(40)]  # 671 MB
+        del blocks
+        large = megabytes()
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+after = megabytes()
+blocks = [torch.ones(2**24) for _ in range(30)]  # 2,013 MB
+del blocks
+print(plain, kept, small, large, after, megabytes())
 """
-    found = {}
-    for way in ("kept", "plain"):
-        command = [sys.executable, "-c", program, way]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[way] = int(result.stdout)
-    assert 2 * found["kept"] < found["plain"]
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    plain, kept, small, large, after, later = map(float, result.stdout.split())
+    assert 2 * kept < plain
+    assert large > small + 600
+    assert after < small + 100
+    assert later < large + 100

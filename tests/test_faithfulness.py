@@ -8,7 +8,7 @@ from networks import assert_untouched, random_images, small, snapshot
 from scipy.stats import spearmanr
 from torch import nn
 
-from fashionlib import faithfulness, images, saliency
+from fashionlib import faithfulness, images, models, saliency
 from fashionlib.runtime import InputError
 
 chapter_3, chapter_3b = from_chapter("03_guided_backprop"), from_chapter("03b_methods")
@@ -101,6 +101,43 @@ def test_the_cascade_keeps_what_it_has_drawn():
         last_layer = model.fc.weight.clone()
     with faithfulness.randomize_weights(model, last=2):
         assert torch.equal(model.fc.weight, last_layer)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mobilenet_v3_small", ["classifier.3", "classifier", "features"]),
+        ("mnasnet0_5", ["classifier.1", "layers"]),
+        ("squeezenet1_1", ["classifier.1", "features"]),
+        pytest.param(
+            "vit_b_32",
+            ["heads.head", "encoder", "conv_proj", ""],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_first_stage_is_the_last_layer_alone(name, expected):
+    """Hidden layers beside it are a stage of their own; parameters of no child, too."""
+    model = models.build(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert faithfulness.stages(model) == expected
+    kept = {}
+    for last in range(1, len(expected) + 1):
+        with faithfulness.randomize_weights(model, last=last):
+            drawn = model.state_dict()
+            changed = {
+                key: value.clone()
+                for key, value in drawn.items()
+                if not torch.equal(value, before[key])
+            }
+            if last == 1:
+                assert {key.rpartition(".")[0] for key in changed} == {expected[0]}
+        # what has been drawn once stays as it is when the next stage follows
+        assert all(torch.equal(changed[key], value) for key, value in kept.items())
+        kept = changed
+    weights = {key for key, parameter in model.named_parameters() if parameter.ndim > 1}
+    assert set(kept) >= weights
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_weights_come_back_after_an_exception():

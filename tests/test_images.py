@@ -206,6 +206,31 @@ def test_validation_is_never_augmented():
     assert (collect(data, flip=True, crop=2)[0] == data.images[::2]).all()
 
 
+@pytest.mark.parametrize(
+    ("count", "batch_size", "expected"),
+    [
+        (0, 16, []),
+        (1, 16, [(0, 1)]),
+        (16, 16, [(0, 16)]),
+        (17, 16, [(0, 17)]),
+        (18, 16, [(0, 16), (16, 18)]),
+        (33, 16, [(0, 16), (16, 33)]),
+        (3, 2, [(0, 3)]),
+        (3, 1, [(0, 1), (1, 2), (2, 3)]),
+    ],
+)
+def test_an_image_left_over_belongs_to_the_batch_before(count, batch_size, expected):
+    assert images.batch_bounds(count, batch_size) == expected
+    data = image_set(count)
+    sizes = [end - start for start, end in expected]
+    for first in range(len(expected)):
+        options = {"batch_size": batch_size, "epoch": 0, "first_batch": first}
+        found = [len(labels) for _, labels in images.batches(data, **options)]
+        assert found == sizes[first:]
+    in_order = [len(labels) for _, labels in images.batches(data, batch_size=16)]
+    assert in_order == [min(16, count - start) for start in range(0, count, 16)]
+
+
 def test_an_epoch_can_be_gone_on_with():
     data = image_set(50)
     options = {"batch_size": 7, "epoch": 1, "flip": True, "crop": 2}

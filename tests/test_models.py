@@ -1,7 +1,10 @@
 """Networks, where their first weights come from, features, probe, one's own photo."""
 
 import hashlib
+import os
 import re
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,16 +95,55 @@ def test_our_own_weights_and_checkpoints_are_weights_to_start_from(tmp_path):
         ("numbers.pth", {"epoch": 3}),
         ("nested.pth", {"model": [1]}),
         ("last_layer.pth", {"fc.weight": 3}),
+        ("tensor.pth", torch.zeros(3)),
+        ("text.pth", "weights"),
+        ("names.pth", {1: torch.zeros(2)}),
+        ("folder", None),
     ],
 )
 def test_what_is_no_file_of_weights_is_refused_in_one_line(tmp_path, name, content):
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
+    elif content is None:
+        (tmp_path / name).mkdir()
     else:
         torch.save(content, tmp_path / name)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="weights") as caught:
         models.build("resnet10", weights=str(tmp_path / name))
     assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).isprintable()  # no colour codes
+    assert "weights_only" not in str(caught.value)  # torch's advice to load it unsafely
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    state = models.build("resnet10").state_dict()
+    state["layer2.0.bn1.running_var"][3] = value
+    torch.save(state, tmp_path / "broken.pth")
+    with pytest.raises(InputError, match=r"layer2\.0\.bn1\.running_var"):
+        models.build("resnet10", weights=str(tmp_path / "broken.pth"))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("nested", [None, "state_dict", "model"])
+def test_weights_may_be_those_of_a_wrapped_network(tmp_path, prefix, nested):
+    """Of several processes or compiled, and beside other things in the file."""
+    trained = models.build("mnasnet0_5", classes=10)
+    for name in reversed(prefix.split(".")[:-1]):
+        wrapped = nn.Module()
+        wrapped.add_module(name, trained)
+        trained = wrapped
+    state = trained.state_dict()
+    torch.save({nested: state, "epoch": 3} if nested else state, tmp_path / "net.pth")
+    model = models.build("mnasnet0_5", weights=str(tmp_path / "net.pth"))
+    assert torch.equal(model.layers[0].weight, state[f"{prefix}layers.0.weight"])
+    assert torch.equal(model.layers[15].weight, state[f"{prefix}layers.15.weight"])
+
+
+def test_a_pipe_is_no_file_of_weights(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(InputError, match=r"pipe\.pth"):
+        models.build("resnet10", weights=str(tmp_path / "pipe.pth"))
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -122,17 +164,22 @@ def test_a_hidden_layer_of_the_classifier_must_fit(tmp_path):
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
-    """Writes the file that a download of ImageNet weights leaves in torch's cache."""
+    """Puts weights into torch's cache, where their name has to say their hash."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
 
-    def write(architecture: str, content) -> None:
-        url = torchvision.models.get_model_weights(architecture).IMAGENET1K_V1.url
-        path = tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1]
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            torch.save(content, path)
+    def write(architecture: str, state: dict) -> Path:
+        torch.save(state, folder / "new.pth")
+        digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
+        path = (folder / "new.pth").rename(folder / f"{architecture}-{digest[:8]}.pth")
+        version = types.SimpleNamespace(url=f"https://example.org/{path.name}")
+        versions = {architecture: {"IMAGENET1K_V1": version}}
+        monkeypatch.setattr(
+            torchvision.models, "get_model_weights", versions.__getitem__
+        )
+        return path
 
     return write
 
@@ -186,14 +233,28 @@ def test_googlenet_has_one_output_and_converts_pixels_for_its_weights(cached):
         assert model.train()(pixels).shape == (2, 6)
 
 
-def test_weights_that_cannot_be_had_say_where_to_put_the_file(cached, monkeypatch):
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+def test_weights_that_cannot_be_had_say_where_to_put_the_file(cached):
     with pytest.raises(InputError, match=r"resnet18-\w+\.pth to .*checkpoints"):
         models.build("resnet18", weights="imagenet")
-    cached("resnet18", b"half a download")
-    with pytest.raises(InputError, match="checkpoints") as caught:
-        models.build("resnet18", weights="imagenet")
+
+
+def overwritten(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes(100) + content[middle + 100 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:1000], lambda _: b"", overwritten]
+)
+def test_a_cached_file_with_another_hash_is_not_taken(cached, damage):
+    """Half a download; and bytes in the middle, which torch reads without a word."""
+    path = cached("mnasnet0_5", torchvision.models.mnasnet0_5().state_dict())
+    models.build("mnasnet0_5", weights="imagenet")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="another hash") as caught:
+        models.build("mnasnet0_5", weights="imagenet")
     assert len(str(caught.value).splitlines()) == 1
+    assert path.name in str(caught.value)
 
 
 def test_a_download_is_compared_with_the_hash_in_its_name(cached, tmp_path):
@@ -256,11 +317,23 @@ def test_images_of_another_size_are_resized(data, size, sides):
 
 
 def test_features_need_a_linear_layer_and_images(data):
-    with pytest.raises(InputError, match="linear"):
+    with pytest.raises(InputError, match="layer"):
         models.extract_features(nn.Sequential(nn.Flatten()), data, **EXACT)
     none = images.from_array(data.images[:0])
     with pytest.raises(InputError, match="no images"):
         models.extract_features(models.build("resnet10"), none, **EXACT)
+
+
+def test_the_features_of_a_last_convolution_are_the_means_of_its_maps(data):
+    """SqueezeNet's last layer is a convolution; its maps are averaged at the end."""
+    model = models.build("squeezenet1_1").eval()
+    features, logits = models.extract_features(model, data, **EXACT)
+    pixels, _ = next(images.batches(data, batch_size=12))
+    with torch.no_grad():
+        torch.testing.assert_close(features, model.features(pixels).mean((2, 3)))
+        torch.testing.assert_close(logits, model(pixels))
+    with pytest.raises(InputError, match="probe"):
+        models.set_head_to_probe(model, data, **EXACT)
 
 
 def scikit_learns(features, labels):

@@ -182,6 +182,12 @@ def test_the_bar_is_on_stdout_and_goes(capsys):
     assert shown.err == ""
 
 
+def test_only_the_first_process_shows_a_bar(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert list(runtime.progress(range(3), "counting", mininterval=0)) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
 def test_the_machine_is_described_in_plain_values():
     described = runtime.describe_machine()
     assert described["machine"]["cores"] >= 1

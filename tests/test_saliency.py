@@ -202,13 +202,19 @@ def head(*layers):
 
 def test_refuses_networks_without_relu():
     pixels, targets = random_images(1, 8), torch.tensor([0])
-    gelu = head(nn.Conv2d(3, 4, 3), nn.GELU())
-    with pytest.raises(InputError, match="no ReLU"):
-        saliency.guided_backprop(gelu, pixels, targets)
-    assert saliency.gradient(gelu, pixels, targets).any()
-    hardtanh = head(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Hardtanh())
-    with pytest.raises(InputError, match="Hardtanh"):
-        saliency.guided_backprop(hardtanh, pixels, targets)
+    for activation in (nn.GELU(), nn.Hardtanh()):
+        model = head(nn.Conv2d(3, 4, 3), activation)
+        with pytest.raises(InputError, match="no ReLU"):
+            saliency.guided_backprop(model, pixels, targets)
+        assert saliency.gradient(model, pixels, targets).any()
+
+
+def test_refuses_networks_whose_relus_do_not_see_the_image():
+    """As in Swin's version 2: the map would silently be the plain gradient."""
+    model = head(nn.Conv2d(3, 4, 3), nn.GELU())
+    model.forward = lambda x: nn.Sequential.forward(model, x) + model[0].bias.relu()
+    with pytest.raises(InputError, match="sees the image"):
+        saliency.guided_backprop(model, random_images(1, 8), torch.tensor([0]))
 
 
 @pytest.mark.slow  # importing torch's compiler takes 4 s
@@ -222,15 +228,78 @@ def test_refuses_compiled_networks():
         saliency.guided_backprop(model, pixels, targets)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_refuses_scripted_networks():
+    """Also where only a part is: its ReLU would silently keep the plain gradient."""
+    part = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    for model in (part, head(part, nn.ReLU())):
+        with pytest.raises(InputError, match="hidden"):
+            saliency.guided_backprop(model, random_images(1, 8), torch.tensor([0]))
+
+
+def test_a_traced_network_is_guided_as_the_original():
+    pixels, targets = random_images(), torch.tensor([0, 1, 2])
+    expected = saliency.guided_backprop(small(), pixels, targets)
+    traced = torch.fx.symbolic_trace(small().eval())
+    assert torch.equal(saliency.guided_backprop(traced, pixels, targets), expected)
+
+
+class Tokens(nn.Module):
+    """Patches through a transformer, whose fast path in `eval()` hides its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x):
+        return self.encoder(self.patches(x).flatten(2).mT).mean(1)
+
+
+def test_the_relu_of_a_transformer_is_guided_on_its_fast_path_too():
+    model, pixels = Tokens().eval(), random_images(2, 16)
+    with saliency.guided_relus(model) as mode, torch.no_grad():
+        model(pixels)
+    assert (mode.calls, mode.others) == (1, 0)
+    guided = saliency.guided_backprop(model, pixels, torch.tensor([0, 1]))
+    plain = saliency.gradient(model, pixels, torch.tensor([0, 1]))
+    assert (guided - plain).norm() > 0.1 * plain.norm()
+
+
+OTHERS = [
+    *(F.gelu, F.silu, F.mish, F.hardswish, F.leaky_relu, F.elu, F.selu, F.celu),
+    *(F.hardsigmoid, F.softplus, F.softsign, F.logsigmoid, F.tanhshrink, F.rrelu),
+    *(F.hardshrink, F.softshrink, F.hardtanh, nn.PReLU(), nn.Threshold(0, 0)),
+    *(torch.sigmoid, torch.tanh, torch.selu, torch.celu, torch.rrelu),
+    *(nn.Sigmoid(), nn.Tanh(), nn.Hardsigmoid(), nn.Softplus(), nn.Hardtanh(-1, 6)),
+    *(torch.Tensor.sigmoid, torch.Tensor.tanh, F.sigmoid, F.tanh),
+    *(torch.sigmoid_, torch.tanh_, torch.selu_, torch.celu_, torch.Tensor.sigmoid_),
+    *(F.elu_, F.leaky_relu_, F.hardtanh_, nn.SiLU(inplace=True), nn.ELU(inplace=True)),
+    *(lambda x: F.threshold(x, 0.1, 0, inplace=True), lambda x: x.clamp(min=0)),
+    *(lambda x: F.glu(torch.cat([x, x], 1), 1), lambda x: torch.clamp_min(x, 0)),
+    *(lambda x: x.clip(0), lambda x: torch.maximum(x, torch.zeros_like(x))),
+]
+
+
+@pytest.mark.parametrize("activation", OTHERS)
+def test_every_other_activation_is_counted(activation):
+    """Whatever it is called, and also those that may stand for a ReLU."""
+    model = Functional(F.relu, activation)
+    with saliency.guided_relus(model) as mode:
+        model(random_images(1, 8)).sum().backward()
+    assert (mode.calls, mode.others) == (1, 1)
+
+
 def test_says_once_what_is_not_guided(capsys):
     pixels, targets = random_images(1, 64), torch.tensor([0])
     model = torchvision.models.mobilenet_v3_small(num_classes=6)
+    saliency._print_once.cache_clear()  # another test may have had this line
     with saliency.guided_relus(model) as mode:
         model.eval()(pixels)
-    assert (mode.calls, mode.others) == (14, 19)  # 19 Hardswish
+    assert (mode.calls, mode.others) == (14, 28)  # 19 Hardswish, 9 Hardsigmoid
     for _ in range(2):
         saliency.guided_backprop(model, pixels, targets)
-    assert capsys.readouterr().out.count("19") == 1
+    assert capsys.readouterr().out.count("28") == 1
     saliency.guided_backprop(small(), pixels, targets)
     assert not capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """Training: its parts by hand, resume after a real SIGKILL, two real processes."""
 
+import contextlib
 import json
 import math
 import os
@@ -113,18 +114,22 @@ def test_one_step_of_the_studys_recipe_is_adams(tmp_path, data):
 
 
 @pytest.mark.parametrize("micro_batch", [0, 4])
-def test_a_gradient_is_the_mean_over_the_images_of_its_step(data, micro_batch):
-    """Steps of 16, 16 and 8 images; the weights stay, Adam remembers the gradients."""
-    model, expected = linear(), 0
+@pytest.mark.parametrize("steps", [[16, 16, 8], [16, 17], [16, 5], [16, 2], [1]])
+def test_a_gradient_is_the_mean_over_the_images_of_its_step(steps, micro_batch):
+    """The weights stay, Adam remembers the gradients. An image left over is no step."""
+    data, model, expected = brightness(sum(steps)), linear(), 0
     recipe = replace(STILL, micro_batch=micro_batch)
-    for pixels, labels in images.batches(data, batch_size=16, epoch=0):
+    whole = next(images.batches(data, batch_size=64, epoch=0))
+    for pixels, labels in zip(*(part.split(steps) for part in whole), strict=True):
         loss = F.cross_entropy(model(pixels), labels)
         (gradient,) = torch.autograd.grad(loss, model[1].weight)
         expected = 0.9 * expected + 0.1 * gradient
     made = trainer(model, data, recipe)
+    assert made.steps == len(steps)
     batches = made.batches()
-    for _ in range(3):
+    for _ in steps:
         made.train_step(batches)
+    assert next(batches, None) is None
     moment = made.optimizer.state[model[1].weight]["exp_avg"]
     torch.testing.assert_close(moment, expected)
 
@@ -134,8 +139,8 @@ def test_what_dropout_draws_depends_on_the_step(data):
     model[3].register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
     training.fit(model, data, recipe=RECIPE, **CPU)
     training.fit(model, data, recipe=RECIPE, **CPU)
-    assert len(set(seeds)) == 9
-    assert seeds[:9] == seeds[9:]
+    assert len(set(seeds[1:10])) == 9  # the first pass only looks at the size
+    assert seeds[1:10] == seeds[11:]
 
 
 def test_training_accuracy_is_over_images_not_over_batches(data):
@@ -156,8 +161,8 @@ def test_the_first_epochs_may_see_half_the_height_and_width(data):
     model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-1]))
     recipe = replace(RECIPE, low_res_epochs=2)
     training.fit(model, data, data, recipe=recipe, device="cpu")
-    # an epoch has three batches, and one of the validation set
-    assert sizes == [8] * 8 + [16] * 4
+    # whether the network takes both; an epoch has three batches and one of validation
+    assert sizes == [16, 8] + [8] * 8 + [16] * 4
 
 
 def test_the_recorded_rate_is_the_last_one_used(data):
@@ -208,8 +213,8 @@ def test_the_average_is_that_of_the_weights_after_every_step(data):
     )
     training.fit(last, data, recipe=recipe, **CPU)
     training.fit(averaged, data, recipe=replace(recipe, ema_decay=2 / 3), **CPU)
-    expected = seen[1]
-    for weight in [*seen[2:], last[1].weight.detach()]:
+    expected = seen[2]  # before them the look at the size, and the first step's weights
+    for weight in [*seen[3:], last[1].weight.detach()]:
         expected = expected * 2 / 3 + weight / 3
     torch.testing.assert_close(averaged[1].weight.detach(), expected)
 
@@ -249,14 +254,48 @@ def test_micro_batches_take_the_steps_of_whole_ones(data):
     torch.testing.assert_close(parts[1].weight, whole[1].weight, rtol=1e-3, atol=1e-4)
 
 
-def test_a_last_batch_of_one_image_is_left_out():
-    """BatchNorm on a map of one pixel refuses it: 17 images are one step of 16."""
+def on_one_pixel() -> nn.Module:
+    """A network whose BatchNorm sees one value for each image and channel."""
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten())
-    model = nn.Sequential(pool, nn.Linear(3, 6))
-    recipe = replace(RECIPE, ema_decay=0.5, learning_rate=1e-3)
-    history = training.fit(model, brightness(17), recipe=recipe, device="cpu")
+    return nn.Sequential(pool, nn.Linear(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("count", "micro_batch", "expected"),
+    [(33, 0, [16, 17]), (33, 4, [4] * 7 + [5]), (37, 4, [4] * 8 + [5])],
+)
+def test_a_last_batch_of_one_image_belongs_to_the_one_before(
+    count, micro_batch, expected
+):
+    """BatchNorm on a map of one pixel would refuse it, at the end of the epoch."""
+    model, sizes = on_one_pixel(), []
+    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    recipe = replace(RECIPE, ema_decay=0.5, learning_rate=1e-3, micro_batch=micro_batch)
+    history = training.fit(model, brightness(count), recipe=recipe, **CPU)
     assert len(history) == 3
-    assert trainer(linear(), brightness(1), RECIPE).steps == 1
+    # a look at the size, three epochs, the statistics of the averaged weights
+    assert sizes == [2] + 4 * expected
+    assert all(0 <= record["train_accuracy"] <= 1 for record in history)
+    seen = round(history[0]["train_accuracy"] * count, 6)
+    assert seen == int(seen)  # of all images
+
+
+def test_a_batch_of_one_image_is_for_networks_that_take_it(tmp_path):
+    """One line before anything runs, or a training like any other."""
+    one, single = brightness(1), replace(RECIPE, batch_size=1)
+    for data, recipe in ((one, RECIPE), (brightness(5), single)):
+        with pytest.raises(InputError, match="16x16, 1 at a time") as caught:
+            training.fit(
+                on_one_pixel(), data, recipe=recipe, checkpoint=tmp_path / "run", **CPU
+            )
+        assert "\n" not in str(caught.value)
+        assert not list(tmp_path.iterdir())
+        assert len(training.fit(linear(), data, recipe=recipe, **CPU)) == 3
+    frozen = replace(RECIPE, frozen_batch_norm=True)
+    assert len(training.fit(on_one_pixel(), one, recipe=frozen, **CPU)) == 3
+    two = replace(RECIPE, micro_batch=1)
+    with pytest.raises(InputError, match="1 at a time"):
+        training.fit(on_one_pixel(), brightness(32), recipe=two, **CPU)
 
 
 def test_only_whole_batches_are_compiled(data, monkeypatch):
@@ -385,6 +424,75 @@ def test_a_loss_that_is_not_finite_is_not_written(tmp_path, data, monkeypatch):
     state = artifacts.load_checkpoint(path)
     assert state["step"] == 1
     assert torch.isfinite(state["totals"]).all()
+
+
+def test_first_weights_that_are_not_finite_are_not_said_to_be_a_learning_rate(data):
+    model = tiny()
+    nn.init.constant_(model[0].weight, math.nan)
+    with pytest.raises(InputError, match="after 0 steps") as caught:
+        training.fit(model, data, recipe=RECIPE, **CPU)
+    assert "learning_rate" not in str(caught.value)
+
+
+class Shallow(nn.Module):
+    """Two halvings and a layer for maps of 4x4: images of 16x16 and no others."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.BatchNorm2d(3), nn.MaxPool2d(4), nn.Dropout())
+        self.head = nn.Linear(48, 6)
+
+    def forward(self, pixels):
+        return self.head(self.body(pixels).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"low_res_epochs": 1}, "8x8"), ({"crop": 16}, "16x16"), ({"crop": 40}, "crop")],
+)
+def test_a_size_that_cannot_be_trained_on_is_refused_before_anything_runs(
+    tmp_path, data, options, expected
+):
+    """Nothing is written, drawn or changed: not even BatchNorm's statistics."""
+    model, started = Shallow(), []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.random.get_rng_state()
+    where = {"checkpoint": tmp_path / "run", "on_start": lambda: started.append(1)}
+    with pytest.raises(InputError, match=expected) as caught:
+        training.fit(model, data, recipe=replace(RECIPE, **options), **where, **CPU)
+    assert "\n" not in str(caught.value)
+    assert (started, list(tmp_path.iterdir())) == ([], [])
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert len(training.fit(model, data, recipe=RECIPE, **where, **CPU)) == 3
+    assert started == [1]
+
+
+def test_predict_says_which_size_a_network_cannot_take(data):
+    with pytest.raises(InputError, match="8x8") as caught:
+        training.predict(Shallow(), data._replace(images=data.images[:, ::2, ::2]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_fit_leaves_the_callers_numbers_and_settings_as_they_were(
+    tmp_path, data, monkeypatch, stopped
+):
+    """Whether it trains, fails, or finds a finished checkpoint."""
+    for benchmark in (False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+        rate = 1e20 if stopped else 1e-2
+        recipe = replace(RECIPE, learning_rate=rate, schedule="constant")
+        options = {"recipe": recipe, "checkpoint": tmp_path / "run", **CPU}
+        torch.manual_seed(3)
+        expected = torch.rand(2)
+        for _ in range(2):
+            model = tiny()
+            torch.manual_seed(3)
+            with pytest.raises(InputError) if stopped else contextlib.nullcontext():
+                training.fit(model, data, **options)
+            assert torch.equal(torch.rand(2), expected)
+            assert torch.backends.cudnn.benchmark == benchmark
 
 
 class Memory(nn.Module):
