@@ -186,7 +186,9 @@ def _git(*arguments: str) -> str:
 def put(page: Path, name: str, text: str) -> None:
     """Replace what stands in a page between two lines `<!-- name -->`."""
     before, after = page.read_text().split(f"<!-- {name} -->\n")[::2]
-    page.write_text(f"{before}<!-- {name} -->\n{text}<!-- {name} -->\n{after}")
+    artifacts.write_text(
+        page, f"{before}<!-- {name} -->\n{text}<!-- {name} -->\n{after}"
+    )
 
 
 def overview() -> str:

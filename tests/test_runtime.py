@@ -1,9 +1,11 @@
 """Folders, device and precision, and what an import may cost."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -103,3 +105,34 @@ def test_the_machine_is_described_in_plain_values():
     described = runtime.describe_machine()
     assert described["machine"]["cores"] >= 1
     assert described["versions"]["torch"] == torch.__version__
+
+
+WORKER = """
+import os, time, torch
+from fashionlib import runtime
+runtime.join_processes(torch.device("cpu"))
+print("joined", os.getpid(), flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_launcher_that_is_killed_end_with_it(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    options = ["--nproc-per-node", "2", "--master-port", "0", str(script)]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(runtime.project_root())},
+    )
+    joined = [launcher.stdout.readline() for _ in range(2)]
+    workers = [psutil.Process(int(line.split()[1])) for line in joined]
+    launcher.kill()
+    launcher.wait()
+    _, left = psutil.wait_procs(workers, timeout=10)
+    running = [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
+    for each in running:
+        each.kill()
+    assert running == []
