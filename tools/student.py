@@ -20,6 +20,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import sys
 import zlib
@@ -119,7 +120,7 @@ def main() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     print(f"The notebooks: {folder / 'notebooks'}")
-    print(f"Check answers: .venv/bin/pytest {folder}")
+    print(f"Check answers: .venv/bin/pytest {shlex.quote(str(folder))}")
 
 
 if __name__ == "__main__":
