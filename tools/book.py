@@ -135,12 +135,12 @@ def for_page(notebook: dict) -> dict:
             data = output.get("data", {})
             if output.get("name") == "stdout":
                 output["text"] = without_progress("".join(output["text"]))
-            if "image/png" in data:
-                words += "".join(data["text/plain"]).split()
-                data["image/png"] = lighter(data["image/png"])
             for texts in (output, data):
                 for kind in texts.keys() & TEXTS:
                     texts[kind] = public("".join(texts[kind]), folders)
+            if "image/png" in data:
+                words += data["text/plain"].split()
+                data["image/png"] = lighter(data["image/png"])
             if "text/html" in data:  # no dollar of a table's cell begins a formula
                 classes = 'class="dataframe mathjax_ignore'
                 shown = data["text/html"].replace('class="dataframe', classes)
@@ -259,7 +259,7 @@ def this_build(profile: str, chapters: dict[str, dict]) -> dict[str, str]:
         folders = private_folders(notebook)
         for name, value in notebook["metadata"]["papermill"]["parameters"].items():
             shown = public(str(value), folders)
-            settings.append([chapter, f"`{escape(name)}`", escape(shown)])
+            settings.append([chapter, f"<code>{escape(name)}</code>", escape(shown)])
     manifest = artifacts.require(profile, "prepared") / "manifest.json"
     data = artifacts.read_json(manifest)["settings"]
     network = run["classifier"]
