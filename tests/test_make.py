@@ -331,6 +331,12 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
+def is_asleep(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name() == "sleep"
+    return False
+
+
 STOPS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL")
 
 
@@ -344,7 +350,7 @@ def test_a_make_that_is_stopped_leaves_nothing_running(tmp_path, stop):
         ["make", "-f", str(file)], cwd=ROOT, env=environment(tmp_path)
     )
     slept = wait_for(
-        lambda: [each for each in family(running.pid) if each.name() == "sleep"], 30
+        lambda: [each for each in alive(family(running.pid)) if is_asleep(each)], 30
     )
     started = family(running.pid)
     assert len(started) >= 4  # guarded, make, Python, sleep
@@ -368,14 +374,14 @@ def test_a_report_that_is_stopped_leaves_no_kernel_and_goes_on_later(tmp_path, s
         stderr=subprocess.DEVNULL,
     )
 
-    def kernels():
-        return [
-            each
-            for each in family(running.pid)
-            if "ipykernel_launcher" in " ".join(each.cmdline())
-        ]
+    def has_kernel():
+        commands = []
+        for each in family(running.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                commands += each.cmdline()
+        return "ipykernel_launcher" in commands
 
-    wait_for(kernels, 60)
+    wait_for(has_kernel, 60)
     started = family(running.pid)
     running.send_signal(signal.Signals[stop])
     wait_for(lambda: not alive(started), 20)
