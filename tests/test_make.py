@@ -308,6 +308,26 @@ inner:
 APART = "import subprocess; subprocess.run(['sleep', '300'], start_new_session=True)"
 
 
+@pytest.fixture
+def started():
+    """Starts a make; what a failed test leaves of it is ended."""
+    running = []
+
+    def start(command: list[str], build: Path) -> subprocess.Popen:
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        there = {"cwd": ROOT, "env": environment(build)}
+        running.append(subprocess.Popen(command, **there, **silent))
+        return running[-1]
+
+    yield start
+    for process in running:
+        for each in family(process.pid) if process.poll() is None else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.kill()
+        process.wait()
+
+
 def family(process: int) -> list[psutil.Process]:
     return psutil.Process(process).children(recursive=True)
 
@@ -341,21 +361,19 @@ STOPS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL")
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_a_make_that_is_stopped_leaves_nothing_running(tmp_path, stop):
+def test_a_make_that_is_stopped_leaves_nothing_running(tmp_path, started, stop):
     """Make alone is told: not its children, which a terminal would tell, too."""
     file, apart = tmp_path / "Makefile", tmp_path / "apart.py"
     apart.write_text(APART)
     file.write_text(TOY.format(python=sys.executable, file=file, apart=apart))
-    running = subprocess.Popen(
-        ["make", "-f", str(file)], cwd=ROOT, env=environment(tmp_path)
-    )
+    running = started(["make", "-f", str(file)], tmp_path)
     slept = wait_for(
         lambda: [each for each in alive(family(running.pid)) if is_asleep(each)], 30
     )
-    started = family(running.pid)
-    assert len(started) >= 4  # guarded, make, Python, sleep
+    below = family(running.pid)
+    assert len(below) >= 4  # guarded, make, Python, sleep
     running.send_signal(signal.Signals[stop])
-    wait_for(lambda: not alive(started), 15)
+    wait_for(lambda: not alive(below), 15)
     assert running.wait(5) != 0
     assert not alive(slept)
     with FileLock(tmp_path / ".sample.lock", timeout=5):
@@ -365,14 +383,8 @@ def test_a_make_that_is_stopped_leaves_nothing_running(tmp_path, stop):
 @pytest.mark.parametrize(
     "stop", ["SIGTERM", *(pytest.param(each, marks=pytest.mark.slow) for each in STOPS)]
 )
-def test_a_report_that_is_stopped_leaves_no_kernel_and_goes_on_later(tmp_path, stop):
-    running = subprocess.Popen(
-        [*COMMAND, "report"],
-        cwd=ROOT,
-        env=environment(tmp_path),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def test_a_report_that_is_stopped_leaves_no_kernel(tmp_path, started, stop):
+    running = started([*COMMAND, "report"], tmp_path)
 
     def has_kernel():
         commands = []
@@ -382,9 +394,9 @@ def test_a_report_that_is_stopped_leaves_no_kernel_and_goes_on_later(tmp_path, s
         return "ipykernel_launcher" in commands
 
     wait_for(has_kernel, 60)
-    started = family(running.pid)
+    below = family(running.pid)
     running.send_signal(signal.Signals[stop])
-    wait_for(lambda: not alive(started), 20)
+    wait_for(lambda: not alive(below), 20)
     assert running.wait(5) != 0
     with FileLock(tmp_path / ".sample.lock", timeout=5):
         pass
