@@ -120,7 +120,7 @@ time.sleep(300)
 def test_workers_of_a_launcher_that_is_killed_end_with_it(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    options = ["--nproc-per-node", "2", "--master-port", "0", str(script)]
+    options = ["--standalone", "--nproc-per-node", "2", str(script)]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *options],
         stdout=subprocess.PIPE,
