@@ -6,27 +6,33 @@
 
 PROFILE ?= sample
 SOURCE ?=
-SEED :=
+SEED ?=
 PYTHON ?= python3
 WORKERS ?= 2
 ALL ?=
 TORCH_INDEX ?=
 LAB_OPTIONS ?=
 
-# A user's words are data: never expanded by make, compared as one word, handed to Python through the environment.
-override PROFILE := $(value PROFILE)
-override SOURCE := $(value SOURCE)
-override SEED := $(value SEED)
-export PROFILE SOURCE SEED
+# A user's words are data: never expanded by make, never read by a shell, handed over through the environment alone.
+WORDS := PROFILE SOURCE SEED PYTHON WORKERS ALL TORCH_INDEX LAB_OPTIONS FASHION_BUILD
+$(foreach name,$(WORDS),$(eval override $(name) := $$(value $(name))))
+export $(WORDS)
+MAKEOVERRIDES :=
 PROFILES := sample $(notdir $(wildcard profiles/*))
 ifneq ($(words $(PROFILE)) $(filter $(PROFILES),$(PROFILE)),1 $(PROFILE))
 $(error PROFILE must be one of $(PROFILES); found "$(PROFILE)")
 endif
 
 BIN := .venv/bin
-BUILD := $(or $(value FASHION_BUILD),build)
-$(if $(word 2,$(BUILD)),$(error FASHION_BUILD must be a path without spaces; found "$(BUILD)"))
+# A target cannot have spaces or these marks in its path: tools/guarded.py makes a link to such a folder, for inner makes.
+MARKS := ' " $$ ` \ ; & | < > ( ) * ? [ ] ! % : = ~ { } \#
+ODD := $(word 2,$(FASHION_BUILD)) $(filter -%,$(FASHION_BUILD)) $(foreach mark,$(MARKS),$(findstring $(mark),$(FASHION_BUILD)))
+BUILD := $(if $(strip $(ODD)),.link,$(or $(FASHION_BUILD),build))
 OUT := $(BUILD)/$(PROFILE)
+RUN := $(BIN)/python -m
+GUARDED := $(RUN) tools.guarded
+ALONE := $(GUARDED) --alone $(PROFILE)
+INNER := --no-print-directory -o .venv/.installed
 CHAPTERS := 01_data_preparation 02_resnet152 02b_comparisons 03_guided_backprop 03b_methods 04_average_saliency 05_dcgan \
 	06_summary 07_resolution 08_transfer
 # Of the tests: these chapters run in JupyterLab, all others (or those that git sees changed) by nbval.
@@ -48,18 +54,25 @@ AT_ONCE := -j2
 else
 .NOTPARALLEL:
 endif
-.PHONY: help report notebooks test lab student bench experiments seeds clean check
+.PHONY: help report rendered notebooks executed test tested lab student bench experiments seeds clean removed check
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PROFILE: $(PROFILES)   SOURCE: synthetic, kaggle-small, kaggle-full, a folder or a zip   SEED: a number"
 
-report: notebooks ## run the chapters that changed and render the book [PROFILE=...] [SOURCE=...]
-	@$(MAKE) --no-print-directory $(OUT)/html/index.html
-	@echo "The report: $(OUT)/html/index.html"
+# What takes long ends with make, and two makes in one profile wait for each other.
+report: .venv/.installed ## run the chapters that changed and render the book [PROFILE=...] [SOURCE=...]
+	@$(ALONE) $(MAKE) $(INNER) rendered
+	@echo "The report: $${FASHION_BUILD:-build}/$(PROFILE)/html/index.html"
 
-notebooks: check ## run the chapters that changed, without rendering [PROFILE=...] [SOURCE=...]
-	@$(THREADS) $(MAKE) --no-print-directory $(AT_ONCE) $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
+notebooks: .venv/.installed ## run the chapters that changed, without rendering [PROFILE=...] [SOURCE=...]
+	@$(ALONE) $(MAKE) $(INNER) executed
+
+rendered: executed
+	@$(MAKE) $(INNER) $(OUT)/html/index.html
+
+executed: check
+	@$(THREADS) $(MAKE) $(INNER) $(AT_ONCE) $(CHAPTERS:%=$(OUT)/notebooks/%.ipynb)
 
 # The tests get a copy of the sample's report (made first where it is not current) and leave the report alone. Half of
 # their time is spent on one core (imports, kernels, the browser): two processes of one thread each use both.
@@ -67,45 +80,52 @@ IN_GIT = (git diff --name-only --diff-filter=d HEAD && git ls-files --others --e
 CHANGED = $(if $(ALL),$(CHAPTERS:%=notebooks/%.ipynb),$(filter notebooks/%.ipynb,$(shell $(IN_GIT))))
 BY_NBVAL = $(filter-out $(IN_LAB:%=notebooks/%.ipynb),$(CHANGED))
 test: .venv/.installed ## ruff, pytest, nbval, the published book, JupyterLab; before a commit, or everything [ALL=1] [WORKERS=...]
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory report PROFILE=sample SOURCE= SEED=
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	@$(MAKE) $(INNER) report PROFILE=sample SOURCE= SEED=
+	@$(GUARDED) $(MAKE) $(INNER) tested
+
+tested:
 	@build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && trap 'exit 130' INT TERM \
-	&& cp -Rp $(BUILD)/sample "$$build" && export FASHION_BUILD="$$build" \
-	&& OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations 15 \
+	&& $(GUARDED) --alone sample cp -Rp $(BUILD)/sample "$$build" && export FASHION_BUILD="$$build" \
+	&& OMP_NUM_THREADS=1 $(RUN) pytest -n "$$WORKERS" --dist loadscope --no-loadscope-reorder --durations 15 \
 	-m "not nightly$(if $(ALL),, and not slow)" --nbval-lax tests $(BY_NBVAL)
 
 # LAB_OPTIONS: JupyterLab's own options; on a server: make lab LAB_OPTIONS="--no-browser --ServerApp.port=8890".
 lab: .venv/.installed ## open the course in JupyterLab [LAB_OPTIONS=...]
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
+	set -f; exec $(GUARDED) $(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks \
+	$(if $(filter 0,$(shell id -u)),--allow-root) $$LAB_OPTIONS
 
 student: .venv/.installed ## write the notebooks without solutions, and the test that checks answers
-	@$(BIN)/python -m tools.student
+	@$(RUN) tools.student
 
 bench: .venv/.installed ## run every benchmark; results go to benchmarks/results
-	@$(foreach file,$(BENCHMARKS),echo "== $(file)" && $(BIN)/python $(file) &&) true
+	@exec $(GUARDED) sh -ec '$(foreach file,$(BENCHMARKS),echo "== $(file)"; $(BIN)/python $(file);)'
 
 experiments: .venv/.installed ## run the long comparisons, resumable; results go to benchmarks/results
-	@$(foreach file,$(EXPERIMENTS),echo "== $(file)" && $(BIN)/python $(file) &&) true
+	@exec $(GUARDED) sh -ec '$(foreach file,$(EXPERIMENTS),echo "== $(file)"; $(BIN)/python $(file);)'
 
 seeds: .venv/.installed ## the chapters of sample with seeds 1 to 5, resumable; the result goes to benchmarks/results
-	@$(BIN)/python benchmarks/experiments/seeds.py
+	@exec $(GUARDED) $(BIN)/python benchmarks/experiments/seeds.py
 
 clean: ## remove what was built for PROFILE
-	rm -rf "$(OUT)"
+	@$(if $(wildcard $(BIN)/python),$(ALONE) )$(MAKE) $(INNER) removed
+
+removed:
+	rm -rf -- $(OUT)
 
 # --- set-up ------------------------------------------------------------------------------------------------------------
 
 # TORCH_INDEX: address of a package index with other builds of torch and torchvision (CPU only); both come from it.
 .venv/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, found {v}: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test,bench]'
+	@"$$PYTHON" -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, found {v}: make PYTHON=python3.12 ...")'
+	"$$PYTHON" -m venv .venv
+	$(RUN) pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$$TORCH_INDEX") -e '.[test,bench]'
 	@touch $@
 
 # Looks at profile, parameter names and source before the first chapter runs: a mistake costs a second.
 check: .venv/.installed
-	@$(BIN)/python -m tools.check --profile "$$PROFILE" --source "$$SOURCE" --seed "$$SEED"
+	@$(RUN) tools.check --profile "$$PROFILE" --source="$$SOURCE" --seed="$$SEED"
 
 # --- chapters ----------------------------------------------------------------------------------------------------------
 
@@ -121,7 +141,7 @@ $(call executed,06_summary): $(call executed,02b_comparisons 03b_methods 04_aver
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml
 	@mkdir -p $(@D) && rm -f $(@D)/$*.failed.ipynb
 	@echo "== chapter $*"
-	@$(BIN)/papermill -k python3 -f $(OUT)/parameters/$*.yml $(if $(or $(CI),$(filter sample,$(PROFILE))),--no-progress-bar) $< $(@D)/$*.part.ipynb \
+	@$(RUN) papermill -k python3 -f $(OUT)/parameters/$*.yml $(if $(or $(CI),$(filter sample,$(PROFILE))),--no-progress-bar) $< $(@D)/$*.part.ipynb \
 	|| { mv $(@D)/$*.part.ipynb $(@D)/$*.failed.ipynb; echo "kept: $(@D)/$*.failed.ipynb" >&2; exit 1; }
 	@mv $(@D)/$*.part.ipynb $@
 
@@ -130,6 +150,6 @@ $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/parameters/%.yml
 # Staged at the paths of _toc.yml, with the page that tells about this build; html/ is replaced only by a build without
 # a warning.
 $(OUT)/html/index.html: $(call executed,$(CHAPTERS)) $(BOOK)
-	@$(BIN)/python -m tools.book --profile $(PROFILE)
-	$(BIN)/jupyter-book build -W -n --keep-going -q $(OUT)/book
+	@$(RUN) tools.book --profile $(PROFILE)
+	$(BIN)/python -c 'from jupyter_book.cli.main import main; main()' build -W -n --keep-going -q $(OUT)/book
 	@rm -rf $(OUT)/html && mv $(OUT)/book/_build/html $(OUT)/html && touch $@

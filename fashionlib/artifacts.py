@@ -5,17 +5,19 @@
     artifacts.require("sample", "classifier.safetensors")  # or: which chapter makes it
 
 Every file is written to a temporary name and renamed: a reader sees the old file or the
-new one.
+new one. What the system refuses (a full disk) is one line, and the old file stays.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +36,30 @@ METRICS = {  # entry of metrics.json: the notebook that writes it
     "average_saliency": "04_average_saliency",
     "dcgan": "05_dcgan",
 }
+BEYOND = {"resolution": "07_resolution", "transfer": "08_transfer"}  # entries of part 2
+FILES = {"prepared": "data", "classifier.safetensors": "classifier"}  # whose entry
+UNKNOWN = "-" * 32  # where a checksum will stand
+NO_OBJECT = (TypeError, AttributeError, RecursionError)  # JSON, but not as it must be
+
+
+def path(run: str) -> Path:
+    """Where one run's artifacts lie, `build/<run>/artifacts`; nothing is created.
+
+    Raises InputError for a run that has no plain name.
+    Taught in: chapter 2
+    """
+    return runtime.build_root() / runtime.check_run(run) / "artifacts"
 
 
 def folder(run: str) -> Path:
-    """Folder of one run's artifacts, `build/<run>/artifacts`, created if need be.
+    """The same folder to write to, created if need be.
 
+    Raises InputError where it cannot be.
     Taught in: chapter 1
     """
-    path = runtime.build_root() / runtime.check_run(run) / "artifacts"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    with writing(path(run)):
+        path(run).mkdir(parents=True, exist_ok=True)
+    return path(run)
 
 
 def require(run: str, name: str) -> Path:
@@ -52,15 +68,19 @@ def require(run: str, name: str) -> Path:
     Raises InputError with the chapter that makes it and the command that runs it.
     Taught in: chapter 2
     """
-    path = runtime.build_root() / runtime.check_run(run) / "artifacts" / name
-    finished = path / "manifest.json" if name == "prepared" else path
-    if not finished.exists():
-        entry = {"prepared": "data", "classifier.safetensors": "classifier"}
-        raise _missing(name, run, METRICS[entry.get(name, "dcgan")])
-    return path
+    wanted = path(run) / name
+    finished = wanted / "manifest.json" if name == "prepared" else wanted
+    if not finished.is_file():
+        is_dcgan = name.startswith("dcgan_")
+        raise _missing(name, run, FILES.get(name, "dcgan" if is_dcgan else name))
+    return wanted
 
 
-def _missing(what: str, run: str, chapter: str) -> InputError:
+def _missing(what: str, run: str, entry: str) -> InputError:
+    if entry not in METRICS | BEYOND:
+        known = ", ".join([*METRICS, *BEYOND])
+        return InputError(f"no chapter makes {entry!r}; metrics.json has {known}.")
+    chapter = (METRICS | BEYOND)[entry]
     profile = f"profiles/{run}/{chapter}.yml"
     options = "" if run == "sample" else f" -p run {run}"
     if (runtime.project_root() / profile).exists():
@@ -85,13 +105,13 @@ def publish(run: str, chapter: str, results: dict, *, extend: bool = False) -> N
     Raises InputError for a number that is not finite: null with a reason says more.
     Taught in: chapter 1
     """
-    path = folder(run) / "metrics.json"
-    with locked(path):
-        metrics = read_json(path)
+    file = folder(run) / "metrics.json"
+    with locked(file):
+        metrics = read_json(file)
         kept = metrics.get(chapter, {}) if extend else {}
         for key in results:
             kept.pop(f"{key}_reason", None)  # an older run's
-        write_json(path, metrics | {chapter: kept | _plain(results)})
+        write_json(file, metrics | {chapter: kept | _plain(results)})
 
 
 @contextlib.contextmanager
@@ -104,13 +124,14 @@ def locked(path: Path, patience: float = 1) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(f"{path}.lock")
-    try:
-        held = lock.acquire(timeout=patience)
-    except Timeout:
-        print(f"{path.name}: another process is writing it; waiting for that")
-        held = lock.acquire()
-    with held:
-        yield
+    with writing(path):
+        try:
+            held = lock.acquire(timeout=patience)
+        except Timeout:
+            print(f"{path.name}: another process is writing it; waiting for that")
+            held = lock.acquire()
+        with held:
+            yield
 
 
 def _plain(value: Any) -> Any:
@@ -134,15 +155,16 @@ def _plain(value: Any) -> Any:
 def read_metrics(run: str, *names: str) -> dict:
     """The run's metrics.json, by chapter.
 
-    Raises InputError where one of `names`, keys of `METRICS`, is not there yet.
+    Raises InputError where one of `names` is not there yet.
     Taught in: chapter 2
     """
-    path = runtime.build_root() / runtime.check_run(run) / "artifacts" / "metrics.json"
-    metrics = read_json(path)
+    metrics = read_json(path(run) / "metrics.json")
     for name in names:
         if name not in metrics:
-            what = f"the entry {name!r} in metrics.json"
-            raise _missing(what, run, METRICS[name])
+            raise _missing(f"the entry {name!r} in metrics.json", run, name)
+        if not isinstance(metrics[name], dict):
+            found = TypeError(f"{name}: a {type(metrics[name]).__name__}, no object")
+            raise _damaged(path(run) / "metrics.json", found)
     return metrics
 
 
@@ -168,14 +190,23 @@ def read_json(path: Path) -> dict:
     Taught in: chapter 2
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError(f"a {type(content).__name__}, not an object")
+        return _as_object(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, ValueError, *NO_OBJECT) as error:
         raise _damaged(path, error) from error
+
+
+def _as_object(text: str | bytes) -> dict:
+    """JSON's object in `text`; NaN and infinity are no JSON."""
+    content = json.loads(text, parse_constant=_no_number)
+    if not isinstance(content, dict):
+        raise TypeError(f"a {type(content).__name__}, not an object")
     return content
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -183,23 +214,79 @@ def write_json(path: Path, content: Any) -> None:
 
     Taught in: chapter 1
     """
+    write_text(path, _to_json(path, content) + "\n")
+
+
+def _to_json(path: Path, content: Any) -> str:
     try:
-        text = json.dumps(_plain(content), indent=2, allow_nan=False)
+        return json.dumps(_plain(content), indent=2, allow_nan=False)
     except ValueError as error:
         raise InputError(f"{path.name}: a result is not finite ({error}).") from error
+
+
+# --- writing --------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically. Raises InputError where the system refuses it.
+
+    Taught in: chapter 1
+    """
     with _renamed(path) as temporary:
-        temporary.write_text(text + "\n", "utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes `path`: what the system refuses is one line, an InputError.
+
+    Taught in: chapter 1
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch reports an error of its file as another one that follows from it
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(
+            f"{path} was not written: {refusal(cause, path)} and run again. "
+            "Earlier results are as they were."
+        ) from error
+
+
+def refusal(error: OSError, path: Path) -> str:
+    """What the system refused to write at `path`, and what to do: part of a sentence.
+
+    Taught in: chapter 1
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        there = next(parent for parent in path.absolute().parents if parent.is_dir())
+        free = shutil.disk_usage(there).free / 2**20
+        return f"the disk is full ({free:,.0f} MiB free): make room"
+    where, why = error.filename or path, error.strerror or error
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where} cannot be written ({why}): change its mode or FASHION_BUILD"
+    return f"{where}: {why}; mend that"
 
 
 @contextlib.contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
     """A temporary name to write to, renamed at the end; nothing stays on an error."""
+    import psutil
+
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        for left in path.parent.glob("*.*.tmp"):  # by a process that was killed
+            pid = left.suffixes[-2][1:]
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                left.unlink(missing_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 # --- checksums ------------------------------------------------------------------------
@@ -236,11 +323,11 @@ def checksum(path: Path) -> str:
     Taught in: chapter 1
     """
     status = path.stat()
-    return _checksum(path, status.st_mtime_ns, status.st_size, status.st_ino)
+    return _read_checksum(path, status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 @functools.lru_cache(maxsize=64)
-def _checksum(path: Path, *state: int) -> str:
+def _read_checksum(path: Path, *state: int) -> str:
     import xxhash
 
     with path.open("rb") as file:
@@ -253,14 +340,24 @@ def _checksum(path: Path, *state: int) -> str:
 def save_weights(path: Path, model: torch.nn.Module, settings: dict) -> None:
     """Write a model's weights (.safetensors), its settings in the header and as .json.
 
+    The header also holds a checksum of the file, taken with dashes in its place.
     Taught in: chapter 2
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    notes = {"settings": _to_json(path, settings), "checksum": UNKNOWN}
+    content = save(state, notes)
+    content = content.replace(UNKNOWN.encode(), _checksum(content), 1)
     with _renamed(path) as temporary:
-        save_file(state, temporary, metadata={"settings": json.dumps(_plain(settings))})
+        temporary.write_bytes(content)
     write_json(path.with_suffix(".json"), settings)
+
+
+def _checksum(content: bytes) -> bytes:
+    import xxhash
+
+    return xxhash.xxh3_128(content).hexdigest().encode()
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> dict:
@@ -269,11 +366,11 @@ def load_weights(path: Path, model: torch.nn.Module) -> dict:
     Raises InputError for a damaged file and for weights of another model.
     Taught in: chapter 2
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    settings = read_settings(path)
+    settings, content = _read_weights(path)
     try:
-        state = OrderedDict(load_file(path))
+        state = OrderedDict(load(content))
         # versions of the layers, without which MNASNet refuses
         state._metadata = model.state_dict()._metadata
         model.load_state_dict(state)
@@ -291,12 +388,20 @@ def read_settings(path: Path) -> dict:
     Raises InputError for a damaged or foreign file.
     Taught in: chapter 3
     """
-    from safetensors import SafetensorError, safe_open
+    return _read_weights(path)[0]
 
+
+def _read_weights(path: Path) -> tuple[dict, bytes]:
+    """Settings and bytes of a file that `save_weights` wrote: each byte is checked."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["settings"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")  # of the header
+        notes = _as_object(content[8 : 8 + length])["__metadata__"]
+        found = notes["checksum"].encode()
+        if _checksum(content.replace(found, UNKNOWN.encode(), 1)) != found:
+            raise ValueError("its checksum is another one")
+        return _as_object(notes["settings"]), content
+    except (OSError, LookupError, ValueError, *NO_OBJECT) as error:
         raise _damaged(path, error) from error
 
 
@@ -345,27 +450,37 @@ def code_digest(*modules: str) -> str:
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write a nested dictionary of tensors and plain values, atomically.
 
+    Raises InputError where the system refuses it.
     Taught in: chapter 2
     """
     import torch
 
-    with _renamed(path) as temporary:
-        torch.save(state, temporary)
+    with _renamed(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: Path) -> dict | None:
     """What `save_checkpoint` wrote, on the CPU; None where there is no file.
 
-    No pickled code is ever executed. Raises InputError for a damaged file.
+    No pickled code is ever executed. Raises InputError for a damaged file: torch writes
+    a checksum of every tensor and compares none.
     Taught in: chapter 2
     """
     import pickle
+    import zipfile
 
     import torch
 
     if not path.exists():
         return None
+    damage = (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.PickleError) as error:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                raise ValueError(f"the checksum of {broken} is another one")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"a {type(state).__name__}, not a dictionary")
+        return state
+    except (*damage, TypeError, LookupError, pickle.PickleError) as error:
         raise _damaged(path, error) from error

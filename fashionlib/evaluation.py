@@ -11,6 +11,7 @@ the format `.2f` it is `0.21 (0.15 to 0.27)`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -302,8 +303,11 @@ def majority(train, test) -> torch.Tensor:
 # Whatever could begin a tag, an entity, emphasis, code, a link or a formula. Written as
 # an entity it is itself in HTML and in Markdown; MathJax, which reads what the browser
 # shows, finds no formula across the border of an element.
-MARKUP = {symbol: f"&#{ord(symbol)};" for symbol in "&<>\"'`*_~[]#!|{}^"}
+MARKUP = {symbol: f"&#{ord(symbol)};" for symbol in "&<>\"'`*_~[]#!|{}^%:@"}
 MARKUP |= {symbol: f"<span>&#{ord(symbol)};</span>" for symbol in "$\\"}
+# Control characters go, and marks that turn the direction of what follows.
+CONTROL = [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+MARKUP |= {chr(code): "" for code in CONTROL}
 
 
 def escape(text: str) -> str:
@@ -311,7 +315,10 @@ def escape(text: str) -> str:
 
     Taught in: chapter 1
     """
-    return " ".join(str(text).split()).translate(str.maketrans(MARKUP))
+    line = " ".join(str(text).split()).encode(errors="replace").decode()
+    line = line.translate(str.maketrans(MARKUP))
+    # At its start, what makes a list or a heading, or what IPython would download.
+    return re.sub(r"^([-+=]|\d+[.)]|https?)", r"<span>\1</span>", line)
 
 
 def accuracy_row(result: dict) -> dict:

@@ -16,6 +16,8 @@ import platform
 import random
 import re
 import sys
+import threading
+import time
 import timeit
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -179,15 +181,26 @@ def rank_and_world_size() -> tuple[int, int]:
 def join_processes(device: torch.device) -> None:
     """Connect the processes that were launched together; at the first call only.
 
+    Workers of a launcher that is killed end, too: they would train beside the next run.
     Taught in: chapter 2
     """
     import torch
     from torch import distributed
 
     if rank_and_world_size()[1] > 1 and not distributed.is_initialized():
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun and accelerate
+            launcher = os.getppid()
+            threading.Thread(target=_end_with, args=[launcher], daemon=True).start()
         if device.type == "cuda":
             torch.cuda.set_device(device)  # else a barrier takes the first GPU
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def _end_with(launcher: int) -> None:
+    """End this process within a second after its parent."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)
 
 
 @contextlib.contextmanager

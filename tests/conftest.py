@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import types
 from pathlib import Path
@@ -169,6 +170,24 @@ def ordinary_user():
         yield
     finally:
         os.seteuid(0)
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path, kibibytes: int):
+    """A file system of its own, of a size that is soon used up.
+
+    Only root may mount one; where that is not allowed, the test is skipped.
+    """
+    folder.mkdir()
+    options = f"size={kibibytes}k"
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def csv_line(product, gender="Men", category="Apparel", name="Plain shirt") -> str:

@@ -1,12 +1,16 @@
 """The hand-over between chapters: metrics from several processes, checkpoints."""
 
 import json
+import os
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import full_disk
 from safetensors.torch import save_file
 
 from fashionlib import artifacts, evaluation, runtime
@@ -82,7 +86,19 @@ def test_numbers_that_are_none_are_refused(value):
     assert not list(artifacts.folder("sample").glob("*.tmp"))
 
 
-@pytest.mark.parametrize("content", [b"", b'{"data": {', b"[]", b"null", b"\xff"])
+DAMAGED = {
+    "empty": b"",
+    "cut": b'{"data": {',
+    "list": b"[]",
+    "null": b"null",
+    "no text": b"\xff\xfe",
+    "not a number": b'{"data": {"rows": NaN}}',
+    "deep": b"[" * 100_000,
+    "deep object": b'{"a":' * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_metrics_are_refused_and_stay_as_they_are(content):
     path = artifacts.folder("sample") / "metrics.json"
     path.write_bytes(content)
@@ -91,6 +107,24 @@ def test_damaged_metrics_are_refused_and_stay_as_they_are(content):
     with pytest.raises(InputError, match=r"metrics\.json is damaged"):
         artifacts.publish("sample", "data", {"count": 1})
     assert path.read_bytes() == content
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line():
+    (artifacts.folder("sample") / "metrics.json").mkdir()
+    for use in (
+        lambda: artifacts.read_metrics("sample"),
+        lambda: artifacts.publish("sample", "data", {"count": 1}),
+    ):
+        with pytest.raises(InputError, match=r"metrics\.json"):
+            use()
+
+
+@pytest.mark.parametrize("entry", ["null", "[]", "3"])
+def test_an_entry_that_is_no_object_is_one_line(entry):
+    path = artifacts.folder("sample") / "metrics.json"
+    path.write_text(f'{{"data": {entry}}}')
+    with pytest.raises(InputError, match=r"metrics\.json is damaged.*data"):
+        artifacts.read_metrics("sample", "data")
 
 
 def test_an_estimate_becomes_a_value_and_its_interval():
@@ -126,6 +160,30 @@ def test_missing_results_name_chapter_and_command():
         artifacts.require("small", "classifier.safetensors")
     with pytest.raises(InputError, match="-p run mine"):
         artifacts.require("mine", "prepared")
+    with pytest.raises(InputError, match="05_dcgan makes it"):
+        artifacts.require("sample", "dcgan_3.safetensors")
+    with pytest.raises(InputError, match="07_resolution makes it"):
+        artifacts.read_metrics("sample", "resolution")
+
+
+@pytest.mark.parametrize("name", ["datta", "", "metrics", "data.rows"])
+def test_what_no_chapter_makes_is_one_line_with_what_there_is(name):
+    with pytest.raises(InputError, match="average_saliency"):
+        artifacts.read_metrics("sample", name)
+    with pytest.raises(InputError, match="no chapter makes"):
+        artifacts.require("sample", f"{name}.npy")
+
+
+def test_reading_creates_nothing(build):
+    for read in (
+        lambda: artifacts.read_metrics("smal", "data"),
+        lambda: artifacts.require("smal", "classifier.safetensors"),
+    ):
+        with pytest.raises(InputError):
+            read()
+    assert artifacts.read_metrics("smal") == {}
+    assert not artifacts.path("smal").exists()
+    assert not build.exists()
 
 
 def test_who_waits_for_a_lock_says_so(build, capsys):
@@ -297,3 +355,170 @@ def test_weights_and_their_settings(tmp_path):
     )
     with pytest.raises(InputError, match="Linear"):
         artifacts.load_weights(path, torch.nn.Linear(2, 2))
+
+
+# --- damage, full disks, kills --------------------------------------------------------
+
+
+def saved_weights(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    artifacts.save_weights(path, small_model(), {"architecture": "tiny"})
+    return path
+
+
+def saved_checkpoint(folder: Path) -> Path:
+    path = folder / "c.pt"
+    artifacts.save_checkpoint(path, {"model": small_model().state_dict(), "step": 3})
+    return path
+
+
+def test_a_byte_overwritten_anywhere_in_weights_is_found(tmp_path):
+    path = saved_weights(tmp_path)
+    whole = path.read_bytes()
+    assert artifacts.load_weights(path, small_model()) == {"architecture": "tiny"}
+    for position in [*range(0, 600, 7), *range(600, len(whole), 97), len(whole) - 1]:
+        broken = bytearray(whole)
+        broken[position] ^= 1
+        path.write_bytes(broken)
+        for read in (
+            lambda: artifacts.load_weights(path, small_model()),
+            lambda: artifacts.read_settings(path),
+        ):
+            with pytest.raises(InputError, match="damaged") as found:
+                read()
+            assert "\n" not in str(found.value)
+
+
+def test_a_byte_overwritten_in_a_tensor_of_a_checkpoint_is_found(tmp_path):
+    path = saved_checkpoint(tmp_path)
+    whole = path.read_bytes()
+    values = small_model()[3].weight.detach()  # as they lie in memory: channels_last
+    place = whole.index(values.permute(0, 2, 3, 1).numpy().tobytes())
+    for position in (place, place + 3, place + 500):
+        broken = bytearray(whole)
+        broken[position] ^= 64
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match="checksum") as found:
+            artifacts.load_checkpoint(path)
+        assert "\n" not in str(found.value)
+
+
+def header(content: object) -> bytes:
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+FOREIGN = {
+    "empty": b"",
+    "short": b"\x01",
+    "text": b"these are no weights, but quite some text",
+    "list": header([1, 2]),
+    "null": header(None),
+    "metadata list": header({"__metadata__": [1]}),
+    "metadata null": header({"__metadata__": None}),
+    "checksum list": header({"__metadata__": {"settings": "{}", "checksum": []}}),
+    "deep": header(b'{"a":' * 100_000),
+    "long": (2**63).to_bytes(8, "little") + b"{}",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_headers_of_any_kind_are_one_line(tmp_path, content):
+    path = tmp_path / "classifier.safetensors"
+    path.write_bytes(content)
+    for read in (
+        lambda: artifacts.load_weights(path, small_model()),
+        lambda: artifacts.read_settings(path),
+        lambda: artifacts.load_checkpoint(path),
+    ):
+        with pytest.raises(InputError, match=r"classifier\.safetensors") as found:
+            read()
+        assert "\n" not in str(found.value)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "state", [[1, 2], torch.zeros(3), "text", None, 3], ids=lambda state: type(state)
+)
+def test_a_checkpoint_of_something_else_is_one_line(tmp_path, state):
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(InputError, match=r"c\.pt is damaged"):
+        artifacts.load_checkpoint(tmp_path / "c.pt")
+
+
+def write_everything(folder: Path, size: int = 10) -> list:
+    """Calls that write each kind of file into `folder`, of `size` KiB and more."""
+    model = torch.nn.Linear(size, 256)
+    return [
+        lambda: artifacts.save_checkpoint(folder / "c.pt", model.state_dict()),
+        lambda: artifacts.save_weights(folder / "w.safetensors", model, {}),
+        lambda: artifacts.write_json(folder / "j.json", {"a": "x" * 1024 * size}),
+        lambda: artifacts.write_text(folder / "t.txt", "x" * 1024 * size),
+    ]
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_old_files(tmp_path):
+    with full_disk(tmp_path / "disk", kibibytes=200) as disk:
+        for write in write_everything(disk):
+            write()
+        before = {path.name: path.read_bytes() for path in disk.iterdir()}
+        for write in write_everything(disk, size=1000):
+            with pytest.raises(InputError, match="disk is full") as found:
+                write()
+            assert "\n" not in str(found.value)
+            assert str(disk) in str(found.value)
+        after = {path.name: path.read_bytes() for path in disk.iterdir()}
+    assert after == before
+
+
+def test_a_full_disk_while_a_chapter_publishes_is_one_line(tmp_path, monkeypatch):
+    with full_disk(tmp_path / "disk", kibibytes=200) as disk:
+        monkeypatch.setenv("FASHION_BUILD", str(disk))
+        artifacts.publish("sample", "data", {"rows": 3})
+        with pytest.raises(InputError, match="disk is full"):
+            artifacts.publish("sample", "classifier", {"words": "x" * 300_000})
+        assert artifacts.read_metrics("sample") == {"data": {"rows": 3}}
+
+
+@pytest.mark.parametrize("place", ["/proc/build", "/dev/null", "file/below"])
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, place):
+    """Root ignores modes: a folder of the kernel, a device, and a file take none."""
+    (tmp_path / "file").touch()
+    folder = tmp_path / place
+    monkeypatch.setenv("FASHION_BUILD", str(folder))
+    for write in (
+        lambda: artifacts.folder("sample"),
+        lambda: artifacts.publish("sample", "data", {"rows": 3}),
+        *write_everything(folder),
+    ):
+        with pytest.raises(InputError, match="was not written") as found:
+            write()
+        assert "\n" not in str(found.value)
+
+
+def test_what_a_killed_process_left_is_gone_after_the_next_write(tmp_path):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    left = tmp_path / f"classifier-0123.pt.{done.pid}.tmp"
+    kept = [tmp_path / f"other.pt.{os.getppid()}.tmp", tmp_path / "mine.tmp"]
+    for path in (left, *kept):
+        path.touch()
+    artifacts.write_json(tmp_path / "metrics.json", {})
+    assert not left.exists()
+    assert all(path.exists() for path in kept)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_are_as_readable_as_umask_says(tmp_path, monkeypatch, umask):
+    monkeypatch.setenv("FASHION_BUILD", str(tmp_path / "build"))
+    before = os.umask(umask)
+    try:
+        artifacts.publish("sample", "data", {"rows": 3})
+        for write in write_everything(artifacts.folder("sample")):
+            write()
+    finally:
+        os.umask(before)
+    written = [path for path in (tmp_path / "build").rglob("*") if path.is_file()]
+    assert len(written) == 7  # with a lock, and the settings beside the weights
+    for path in written:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, path.name

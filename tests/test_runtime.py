@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -200,3 +201,34 @@ def test_a_message_stays_one_line_of_1000_characters_whatever_it_quotes():
     assert str(error).endswith("x what to do.")
     assert len(str(error)) <= 1000
     assert error._render_traceback_() == [f"InputError: {error}"]
+
+
+WORKER = """
+import os, time, torch
+from fashionlib import runtime
+runtime.join_processes(torch.device("cpu"))
+print("joined", os.getpid(), flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_launcher_that_is_killed_end_with_it(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    options = ["--standalone", "--nproc-per-node", "2", str(script)]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(runtime.project_root())},
+    )
+    joined = [launcher.stdout.readline() for _ in range(2)]
+    workers = [psutil.Process(int(line.split()[1])) for line in joined]
+    launcher.kill()
+    launcher.wait()
+    _, left = psutil.wait_procs(workers, timeout=10)
+    running = [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
+    for each in running:
+        each.kill()
+    assert running == []

@@ -2,11 +2,13 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import full_disk
 from test_make import tree
 from test_notebooks import NOTEBOOKS, cells_of, each_notebook, tags, text_of
 
@@ -282,6 +284,69 @@ def test_the_work_of_a_student_is_never_overwritten(tmp_path):
     (folder / "solutions.json").unlink()
     with pytest.raises(InputError, match=r"09_toy\.ipynb"):
         write_toy(tmp_path, TOTAL)
+
+
+@pytest.mark.parametrize("name", ["test_exercises.py", "glossary.md"])
+def test_a_changed_test_or_glossary_is_not_overwritten(tmp_path, name):
+    write_toy(tmp_path, TOTAL)
+    changed = tmp_path / "student" / name
+    changed.write_text(changed.read_text() + "\n# mine\n")
+    with pytest.raises(InputError, match=name):
+        write_toy(tmp_path, TOTAL)
+    assert changed.read_text().endswith("# mine\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b'{"written": '])
+def test_damaged_solutions_are_one_line(tmp_path, content):
+    notebook = write_toy(tmp_path, TOTAL)
+    record = tmp_path / "student" / "solutions.json"
+    record.write_bytes(content)
+    with pytest.raises(InputError, match=r"solutions\.json is damaged"):
+        write_toy(tmp_path, TOTAL)
+    checked = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
+        cwd=notebook.parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode != 0
+    assert "solutions.json is damaged" in checked.stdout
+    assert "Traceback" not in checked.stdout
+
+
+@pytest.mark.parametrize("written", [[], 3, "text", {"09_toy.ipynb": 3}])
+def test_a_foreign_record_of_what_was_written_protects_every_file(tmp_path, written):
+    notebook = write_toy(tmp_path, TOTAL)
+    fill(notebook, {"answer_9_1": "answer_9_1 = 6"})
+    record = tmp_path / "student" / "solutions.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"written": written}))
+    with pytest.raises(InputError, match="09_toy"):
+        write_toy(tmp_path, TOTAL)
+
+
+def test_after_a_full_disk_the_command_goes_on_with_what_it_wrote(tmp_path):
+    """Whatever is full: the second write fails, then there is room again."""
+    source = write_toy(tmp_path, TOTAL).parents[2] / "09_toy.ipynb"
+    for kibibytes in (4, 12, 16, 20):
+        with full_disk(tmp_path / f"{kibibytes}", kibibytes) as disk:
+            folder = disk / "student"
+            with pytest.raises(InputError, match="disk is full"):
+                student.write(folder, [source])
+            assert not list(disk.rglob("*.tmp"))
+            command = ["mount", "-o", "remount,size=4m", str(disk)]
+            subprocess.run(command, check=True)
+            student.write(folder, [source])
+            student.write(folder, [source])
+
+
+@pytest.mark.parametrize("build", ["/dev/null", "/proc/build"])
+def test_a_folder_that_takes_no_file_is_one_line(monkeypatch, build):
+    monkeypatch.setenv("FASHION_BUILD", build)
+    with pytest.raises(SystemExit) as stopped:
+        student.main()
+    assert str(stopped.value).startswith("error: /")
+    assert "\n" not in str(stopped.value)
 
 
 def test_a_refusal_is_one_line(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import full_disk
 from PIL import Image
 
 from fashionlib.data import synthetic
@@ -290,3 +291,16 @@ def test_settings_that_cannot_be_drawn_are_refused(tmp_path, wrong):
     with pytest.raises(InputError, match="60 <= products"):
         synthetic.draw(tmp_path / "catalogue", **wrong)
     assert not (tmp_path / "catalogue").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    with full_disk(tmp_path / "disk", kibibytes=300) as disk:
+        with pytest.raises(InputError, match="disk is full"):
+            synthetic.draw(disk / "synthetic", products=60)
+        assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["/proc/synthetic", "/dev/null/below"])
+def test_a_folder_that_cannot_be_written_is_one_line(place):
+    with pytest.raises(InputError, match="was not written"):
+        synthetic.draw(place, products=60)

@@ -3,11 +3,14 @@
 import base64
 import io
 import json
+import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 import yaml
+from conftest import full_disk
 from PIL import Image
 
 from fashionlib import parameters, runtime
@@ -105,6 +108,51 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert words in message
     assert "\n" not in message
     assert not (runtime.build_root()).exists()
+
+
+@pytest.mark.parametrize("source", ["nowhere\udcff.zip", "\udc80"])
+def test_a_source_whose_name_is_no_text_is_one_line(project, source):
+    with pytest.raises(InputError, match="UTF-8"):
+        check.check("mine", source)
+    assert not runtime.build_root().exists()
+
+
+def test_a_full_disk_keeps_the_parameters_of_the_last_run(project, monkeypatch):
+    with full_disk(project.parent / "disk", kibibytes=16) as disk:
+        monkeypatch.setenv("FASHION_BUILD", str(disk))
+        path = check.check("mine") / "01_one.yml"
+        before = path.read_text()
+        (disk / "filler").write_bytes(
+            b"x" * 4096 * (shutil.disk_usage(disk).free // 4096)
+        )
+        project.write_text(f"run: mine\nsource: {'kaggle-small'!r}\n")
+        with pytest.raises(InputError, match="disk is full"):
+            check.check("mine")
+        assert path.read_text() == before
+        assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", ["folder", b"\xff", b""])
+def test_damaged_parameters_of_the_last_run_are_replaced_or_one_line(project, damage):
+    path = check.check("mine") / "01_one.yml"
+    before = path.read_text()
+    path.unlink()
+    if damage == "folder":
+        (path / "inside").mkdir(parents=True)
+        with pytest.raises(InputError, match=r"01_one\.yml was not written"):
+            check.check("mine")
+        return
+    path.write_bytes(damage)
+    check.check("mine")
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("tool", ["check", "book", "guarded"])
+def test_a_tool_works_without_its_docstrings(tool):
+    command = [sys.executable, "-OO", "-m", f"tools.{tool}", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "usage:" in shown.stdout
 
 
 def test_a_profile_file_without_a_notebook_is_refused(project):
@@ -284,6 +332,7 @@ def test_only_large_images_lose_colours_and_a_film_keeps_its_frames():
             "https://github.com/someone/fashion",
         ),
         ("git@github.com:someone/fashion.git", "https://github.com/someone/fashion"),
+        ("ssh://git@github.com/a/fashion.git", "https://github.com/a/fashion"),
         ("https://gitlab.com/group/fashion", "https://gitlab.com/group/fashion"),
         ("/srv/git/fashion", ""),
         ("", ""),
@@ -306,6 +355,40 @@ def test_buttons_lead_to_the_remote_and_its_branch_or_are_not_there(
     assert ("binderhub_url" in settings["launch_buttons"]) == bool(repository)
 
 
+def test_buttons_lead_to_the_branch_of_the_remote(tmp_path, monkeypatch):
+    """`master`; a branch here that follows it by another name; none, as in CI."""
+    here, there = tmp_path / "here", tmp_path / "there"
+
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+        command = ["git", *who, *arguments]
+        return subprocess.run(
+            command, cwd=here, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def branch() -> str:
+        shutil.copy(ROOT / "_config.yml", here)
+        book.add_buttons(here / "_config.yml")
+        return yaml.safe_load((here / "_config.yml").read_text())["repository"][
+            "branch"
+        ]
+
+    here.mkdir()
+    git("init", "-q", "-b", "master", ".")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    git("clone", "-q", "--bare", ".", str(there))
+    git("remote", "add", "origin", str(there))
+    git("fetch", "-q", "origin")
+    git("branch", "-q", "--set-upstream-to=origin/master")
+    monkeypatch.setattr(runtime, "project_root", lambda: here)
+    git("remote", "set-url", "origin", "https://github.com/someone/fashion")
+    assert branch() == "master"
+    git("checkout", "-q", "-b", "local", "--track", "origin/master")
+    assert branch() == "master"
+    git("checkout", "-q", "--detach")
+    assert branch() == git("rev-parse", "HEAD")
+
+
 def test_a_duration_reads_as_people_say_it():
     said = [book.duration(seconds) for seconds in (0, 4.4, 99, 130, 2121)]
     assert said == ["not run", "4 s", "99 s", "2 min", "35 min"]
@@ -316,6 +399,62 @@ def test_a_book_without_its_chapters_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"make report PROFILE=small"):
         book.stage("small")
     assert not (tmp_path / "small").exists()
+
+
+WHOLE = {
+    "cells": [],
+    "metadata": {
+        "kernelspec": {"name": "python3", "display_name": "Python 3"},
+        "papermill": {
+            "duration": 29.6,
+            "start_time": "2026-01-01T10:00:00+00:00",
+            "parameters": {},
+        },
+    },
+    "nbformat": 4,
+    "nbformat_minor": 5,
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xfe",
+        json.dumps(WHOLE).encode()[:-20],
+        json.dumps(WHOLE | {"cells": None}).encode(),
+        json.dumps(WHOLE | {"cells": [3]}).encode(),
+        json.dumps(WHOLE | {"cells": [{"cell_type": "code"}]}).encode(),
+        json.dumps(WHOLE | {"metadata": {}}).encode(),
+        json.dumps(WHOLE | {"metadata": {"papermill": {}}}).encode(),
+        json.dumps({key: WHOLE[key] for key in WHOLE if key != "cells"}).encode(),
+    ],
+)
+def test_a_damaged_chapter_is_one_line_before_anything_is_staged(project, content):
+    path = runtime.build_root() / "mine" / "notebooks" / "01_one.ipynb"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(WHOLE))
+    assert list(book.executed("mine")) == ["01_one"]
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        book.main(["--profile", "mine"])
+    message = str(stopped.value)
+    assert message.startswith("error: ")
+    assert str(path) in message
+    assert "\n" not in message
+    assert not (runtime.build_root() / "mine" / "book").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"a: [", b"\xff", b"- a\n b: c"])
+def test_damaged_settings_of_the_book_are_one_line(tmp_path, content):
+    path = tmp_path / "_toc.yml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"_toc\.yml") as found:
+        book.read_yaml(path)
+    assert "\n" not in str(found.value)
 
 
 def test_a_finished_report_is_kept_with_its_times(project):
@@ -329,9 +468,7 @@ def test_a_finished_report_is_kept_with_its_times(project):
         book.keep("mine")
     for folder in ("notebooks", "html"):
         (build / "mine" / folder).mkdir()
-    start = "2026-01-01T10:00:00+00:00"
-    executed = {"metadata": {"papermill": {"start_time": start, "duration": 29.6}}}
-    (build / "mine" / "notebooks" / "01_one.ipynb").write_text(json.dumps(executed))
+    (build / "mine" / "notebooks" / "01_one.ipynb").write_text(json.dumps(WHOLE))
     (build / "mine" / "html" / "index.html").touch()
     kept = json.loads(book.keep("mine").read_text())
     assert kept["run"]["chapter_seconds"] == {"01_one": 30}

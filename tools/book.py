@@ -5,25 +5,29 @@
 
 Stages in `build/<profile>/book` what `_toc.yml` lists: the pages, the executed
 notebooks (with alt texts, without progress bars), the landing page's picture, and a
-page about this very build. `--keep` keeps the figures of a finished report.
+page about this very build. `--keep` keeps the figures of a finished report. What comes
+from a catalogue, a file's name or a profile is text on every page, and no folder of
+this machine is published.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import html
 import io
 import json
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import nbformat
 import yaml
 
 from fashionlib import artifacts, parameters, runtime
@@ -31,6 +35,7 @@ from fashionlib.runtime import InputError
 
 PAGES = ("index.md", "introduction.md", "glossary.md", "this_build.md")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a running notebook
+TEXTS = {"text", "text/plain", "text/html", "text/markdown", "text/latex"}
 LARGE = 150_000  # bytes of an image; above, it gets a palette: pages stay light
 KEPT_RUNS = ("small-cpu", "small-224-cpu")  # of benchmarks/results
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "captum", "papermill")
@@ -44,10 +49,17 @@ def slug(heading: str) -> str:
 def stage(profile: str) -> Path:
     """Make `build/<profile>/book` from the pages and the executed notebooks.
 
-    Returns the folder. Raises InputError for a profile whose chapters have not all run.
+    Returns the folder. Raises InputError for a profile whose chapters have not all run,
+    for a damaged file, and where the folder cannot be written.
     """
-    root, chapters = runtime.project_root(), executed(profile)
     book = runtime.build_root() / profile / "book"
+    with artifacts.writing(book):
+        _stage(profile, executed(profile), book)
+    return book
+
+
+def _stage(profile: str, chapters: dict[str, dict], book: Path) -> None:
+    root = runtime.project_root()
     shutil.rmtree(book, ignore_errors=True)
     (book / "notebooks").mkdir(parents=True)
     for folder in ("_static", "vendor", "notebooks/pictures"):
@@ -56,37 +68,64 @@ def stage(profile: str) -> Path:
     parts = this_build(profile, chapters)
     parts["overview"] = overview(profile, book / "overview.png")
     for page in ("_config.yml", "_toc.yml", *PAGES):
-        text = (root / page).read_text("utf-8")
+        text = (root / page).read_text(encoding="utf-8")
         for name, part in parts.items():
             text = text.replace(f"<!-- {name} -->", part)
-        (book / page).write_text(text, "utf-8")
+        (book / page).write_text(text, encoding="utf-8")
+    read_yaml(book / "_toc.yml")
     add_buttons(book / "_config.yml")
     for chapter, notebook in chapters.items():
         text = json.dumps(for_page(notebook), indent=1, ensure_ascii=False)
-        (book / "notebooks" / f"{chapter}.ipynb").write_text(text, "utf-8")
-    return book
+        (book / "notebooks" / f"{chapter}.ipynb").write_text(text, encoding="utf-8")
 
 
 def executed(profile: str) -> dict[str, dict]:
-    """The chapters as papermill left them. Raises InputError where one is missing."""
+    """The chapters as papermill left them.
+
+    Raises InputError where one is missing or damaged.
+    """
     notebooks = {}
     for chapter in parameters.chapters():
         path = runtime.build_root() / profile / "notebooks" / f"{chapter}.ipynb"
         if not path.exists():
             raise InputError(f"{path} is missing: make report PROFILE={profile}")
-        notebooks[chapter] = json.loads(path.read_text("utf-8"))
+        notebooks[chapter] = artifacts.read_json(path)
+        try:
+            nbformat.validate(notebooks[chapter])
+            notes = notebooks[chapter]["metadata"]
+            float(notes["papermill"]["duration"])
+            dict(notes["papermill"]["parameters"], **notes["kernelspec"])
+        except (nbformat.ValidationError, LookupError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(
+                f"{path} is no chapter that papermill has finished ({reason:.100}): "
+                f"delete it, then make report PROFILE={profile}"
+            ) from error
     return notebooks
+
+
+def read_yaml(path: Path) -> dict:
+    """Settings of the book. Raises InputError for a file that holds none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path.name} is not valid YAML: {reason}") from error
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise InputError(f"{path.name} must hold lines `name: value`, found {found}.")
+    return content
 
 
 # --- a notebook as its page shows it --------------------------------------------------
 
 
 def for_page(notebook: dict) -> dict:
-    """Without papermill's cell and notes (machine paths), widgets and progress bars.
-
-    Every figure gets its words as alternative text, a large one a palette.
+    """Without papermill's cell and notes, widgets, progress bars, warnings and folders
+    of this machine. Every figure gets its words as alternative text, a large one a
+    palette.
     """
-    cells = []
+    cells, folders = [], private_folders(notebook)
     for cell in notebook["cells"]:
         if "injected-parameters" in cell["metadata"].get("tags", []):
             continue
@@ -96,17 +135,48 @@ def for_page(notebook: dict) -> dict:
             data = output.get("data", {})
             if output.get("name") == "stdout":
                 output["text"] = without_progress("".join(output["text"]))
+            for texts in (output, data):
+                for kind in texts.keys() & TEXTS:
+                    texts[kind] = public("".join(texts[kind]), folders)
             if "image/png" in data:
-                words += "".join(data["text/plain"]).split()
+                words += data["text/plain"].split()
                 data["image/png"] = lighter(data["image/png"])
+            if "text/html" in data:  # no dollar of a table's cell begins a formula
+                classes = 'class="dataframe mathjax_ignore'
+                shown = data["text/html"].replace('class="dataframe', classes)
+                data["text/html"] = shown
         if outputs:
             kept = [each for each in outputs if each.get("text", "shown")]
+            kept = [each for each in kept if each.get("name") != "stderr"]
             cell["outputs"] = [each for each in kept if WIDGET not in str(each)]
         if words:
             cell["metadata"]["mystnb"] = {"image": {"alt": " ".join(words)}}
         cells.append(cell)
     kernel = notebook["metadata"]["kernelspec"]
     return notebook | {"cells": cells, "metadata": {"kernelspec": kernel}}
+
+
+def private_folders(notebook: dict) -> list[str]:
+    """Folders that no page may name, also as pages write them; the longest first."""
+    from fashionlib.evaluation import escape
+
+    notes = notebook["metadata"].get("papermill", {})
+    found = [runtime.build_root(), runtime.project_root(), Path.home(), Path.cwd()]
+    found += [Path(tempfile.gettempdir()), Path(sys.prefix)]
+    for value in notes.get("parameters", {}).values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and Path(item).is_absolute():
+                found.append(Path(item).parent)
+    names = {str(path) for path in found if path != Path("/")}
+    names |= {write(name) for write in (html.escape, escape) for name in names}
+    return sorted(names, key=len, reverse=True)
+
+
+def public(text: str, folders: list[str]) -> str:
+    """The text without these folders: of a path in them, what follows."""
+    for folder in folders:
+        text = re.sub(rf"(?<![\w.-]){re.escape(folder)}(/|(?![\w.-]))", "", text)
+    return text
 
 
 def without_progress(text: str) -> str:
@@ -186,10 +256,10 @@ def this_build(profile: str, chapters: dict[str, dict]) -> dict[str, str]:
 
     run, settings = record(profile, chapters), []
     for chapter, notebook in chapters.items():
+        folders = private_folders(notebook)
         for name, value in notebook["metadata"]["papermill"]["parameters"].items():
-            if isinstance(value, str) and os.sep in value:
-                value = Path(value).name  # no folder of this machine
-            settings.append([chapter, f"`{name}`", escape(value)])
+            shown = public(str(value), folders)
+            settings.append([chapter, f"<code>{escape(name)}</code>", escape(shown)])
     manifest = artifacts.require(profile, "prepared") / "manifest.json"
     data = artifacts.read_json(manifest)["settings"]
     network = run["classifier"]
@@ -236,12 +306,14 @@ def record(profile: str, chapters: dict[str, dict]) -> dict:
 
 def column(run: dict) -> dict[str, str]:
     """What a run took, on which machine, and how good its network is: {row: text}."""
+    from fashionlib.evaluation import escape
+
     network, seconds = run["classifier"], run["run"]["chapter_seconds"]
     machine = network["machine"]
     rows = {
         "date": run["run"]["date"],
-        "on": machine["gpu"] or f"{machine['cores']} cores, {machine['cpu']}",
-        "network": network["architecture"],
+        "on": escape(machine["gpu"] or f"{machine['cores']} cores, {machine['cpu']}"),
+        "network": escape(network["architecture"]),
         "correct on the test set": f"{network['accuracy']['test']:.2%}",
     }
     for chapter in parameters.chapters():
@@ -275,12 +347,16 @@ def commit() -> str:
 
 def add_buttons(config: Path) -> None:
     """Buttons to the repository and to Binder, where the remote `origin` is public."""
-    address = r"(?:https://|git@)(github\.com|gitlab\.com)[:/](.+?)(?:\.git)?/?"
-    if not (found := re.fullmatch(address, git("remote", "get-url", "origin"))):
+    address = r"(?:https://|(?:ssh://)?git@)(github\.com|gitlab\.com)[:/](.+?)"
+    remote = git("remote", "get-url", "origin")
+    settings = read_yaml(config)
+    if not (found := re.fullmatch(rf"{address}(?:\.git)?/?", remote)):
         return
-    settings = yaml.safe_load(config.read_text("utf-8"))
-    url, branch = f"https://{found[1]}/{found[2]}", git("branch", "--show-current")
-    settings["repository"] = {"url": url, "branch": branch or "main"}
+    # as the remote calls it; without any branch, as in CI, the commit
+    branch = git("rev-parse", "--abbrev-ref", "@{upstream}").partition("/")[2]
+    branch = branch or git("branch", "--show-current") or git("rev-parse", "HEAD")
+    url = f"https://{found[1]}/{found[2]}"
+    settings["repository"] = {"url": url, "branch": branch}
     settings["launch_buttons"]["binderhub_url"] = "https://mybinder.org"
     settings["html"] |= {"use_repository_button": True, "use_issues_button": True}
     config.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")

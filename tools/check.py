@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from fashionlib import parameters, runtime
+from fashionlib import artifacts, parameters, runtime
 from fashionlib.data import prepare, sources
 from fashionlib.runtime import InputError
 
@@ -25,7 +25,8 @@ def check(profile: str, source: str = "", seed: str = "") -> Path:
 
     source, seed: take the place of the profile's own, where given.
     Raises InputError with the first mistake: an unknown profile or parameter, a value
-    of another type than the default, a source that is no catalogue.
+    of another type than the default, a source that is no catalogue; and where the
+    build folder cannot be written.
     """
     chapters = parameters.chapters()
     for path in (runtime.project_root() / "profiles" / profile).glob("*.yml"):
@@ -38,6 +39,7 @@ def check(profile: str, source: str = "", seed: str = "") -> Path:
     if seed:
         parameters.check(chapters[0], given, "SEED")
         given["seeds"] = [given["seed"]]
+        print(f"SEED: {given['seed']} in every chapter")
     for chapter in chapters:
         defaults = parameters.notebook_defaults(chapter)
         values, note = parameters.for_profile(chapter, profile), ""
@@ -47,11 +49,12 @@ def check(profile: str, source: str = "", seed: str = "") -> Path:
         passed = {name: each for name, each in values.items() if each != defaults[name]}
         texts[chapter] = note + yaml.safe_dump({"run": profile} | passed)
     folder = runtime.build_root() / profile / "parameters"
-    folder.mkdir(parents=True, exist_ok=True)
-    for chapter, text in texts.items():
-        path = folder / f"{chapter}.yml"
-        if not path.exists() or path.read_text("utf-8") != text:
-            path.write_text(text, "utf-8")
+    with artifacts.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for chapter, text in texts.items():
+            path = folder / f"{chapter}.yml"
+            if not path.is_file() or path.read_bytes() != text.encode():
+                artifacts.write_text(path, text)
     return folder
 
 
@@ -62,6 +65,8 @@ def check_source(source: str) -> tuple[str, str]:
     """
     if source == "synthetic" or source in sources.KAGGLE:
         return source, ""
+    if source.encode(errors="replace").decode() != source:
+        raise InputError(f"a name in UTF-8 is expected: rename source {source!a}.")
     opened = sources.open_source(source)
     prepare.find_products(opened)
     return str(opened.path), f"# source: {opened.fingerprint()}\n"

@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from fashionlib import artifacts
+
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CELL_METADATA = ("tags", "mystnb", "jupyter")  # JupyterLab and papermill add others
 
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         before = path.read_text(encoding="utf-8")
         after = json.dumps(cleaned(json.loads(before)), indent=1, ensure_ascii=False)
         if before != after + "\n":
-            path.write_text(after + "\n", encoding="utf-8")
+            artifacts.write_text(path, after + "\n")
             changed.append(path.name)
     if changed:
         sys.exit(f"cleaned: {', '.join(changed)}")

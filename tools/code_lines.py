@@ -21,7 +21,7 @@ from fashionlib import runtime
 
 GROUND = ("runtime", "artifacts", "catalogue", "parameters")
 LEVELS = {"data": 1, "synthetic": 1, "lesson": 2, "tools": 3}  # the ground: 0
-LIMITS = {"data": 800, "synthetic": 950, "lesson": 2400, "tools": 600}
+LIMITS = {"data": 800, "synthetic": 950, "lesson": 2400, "tools": 900}
 MODULE_LIMIT = 350
 BOOKKEEPING_LIMIT = 0.20
 CALLS = ("publish", "glue", "Markdown", "display", "claims")

@@ -29,9 +29,21 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from fashionlib import runtime
 
 FOLDER = Path(__file__).resolve().parent
-PACKED = json.loads((FOLDER / "solutions.json").read_text("utf-8"))["solutions"]
-# {chapter: {exercise: code}}
-SOLUTIONS = json.loads(zlib.decompress(base64.b64decode(PACKED)))
+
+
+def unpacked(path: Path) -> dict[str, dict[str, str]]:
+    """{chapter: {exercise: code}} of solutions.json."""
+    damage = (OSError, ValueError, LookupError, TypeError, AttributeError, zlib.error)
+    try:
+        packed = json.loads(path.read_text(encoding="utf-8"))["solutions"]
+        solutions = json.loads(zlib.decompress(base64.b64decode(packed)))
+        return {chapter: dict(each) for chapter, each in solutions.items()}
+    except damage as error:
+        reason = f"{path} is damaged ({error!r:.100}): run make student again"
+        pytest.fail(reason, pytrace=False)
+
+
+SOLUTIONS = unpacked(FOLDER / "solutions.json")
 EXERCISES = [(chapter, name) for chapter, each in SOLUTIONS.items() for name in each]
 
 # Names that the chapter made get their values back before a solution runs: your cells

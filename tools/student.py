@@ -6,7 +6,7 @@
 It writes `build/student/`: `notebooks/`, where a stub `answer_4_1 = ...` stands for
 each solution; the glossary that they link to; `test_exercises.py`, a copy of
 `exercise_check.py`; and `solutions.json`, packed so that nobody reads a solution by
-accident. A notebook that a student has changed is never overwritten.
+accident. A file that a student has changed is never overwritten.
 
 A cell tagged `solution` ends with `answer_<chapter>_<number> = <value>  # <what it is,
 its form and unit>`. The value is a number, a string, a list or a dictionary of numbers,
@@ -20,6 +20,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import sys
 import zlib
@@ -65,34 +66,37 @@ def stub(solution: str) -> str:
 def write(folder: Path, sources: Iterable[Path]) -> None:
     """Write the students' version of notebooks into `folder`, with test and solutions.
 
-    Raises InputError where `folder` holds a notebook that is not as it was written.
+    Raises InputError where `folder` holds a file that is not as it was written, and
+    where it cannot be written.
     """
-    texts, solutions = {}, {}
+    check = Path(__file__).with_name("exercise_check.py")
+    texts = {folder / "test_exercises.py": check.read_text(encoding="utf-8")}
+    glossary = runtime.project_root() / "glossary.md"
+    texts[folder / "glossary.md"] = glossary.read_text(encoding="utf-8")
+    solutions = {}
     for path in sources:
-        made, found = without_solutions(json.loads(path.read_text("utf-8")))
-        texts[path.name] = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
-        solutions[path.stem] = found
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        made, solutions[path.stem] = without_solutions(notebook)
+        text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+        texts[folder / "notebooks" / path.name] = text
     refuse_changed(folder, texts)
-    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (folder / "notebooks" / name).write_text(text, "utf-8")
+    with artifacts.writing(folder):
+        (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     packed = base64.b64encode(zlib.compress(json.dumps(solutions).encode())).decode()
-    written = {name: digest(text) for name, text in texts.items()}
+    for path, text in texts.items():
+        artifacts.write_text(path, text)
+    written = {path.name: digest(text) for path, text in texts.items()}
     content = {"written": written, "solutions": packed}
     artifacts.write_json(folder / "solutions.json", content)
-    check = Path(__file__).with_name("exercise_check.py")
-    shutil.copyfile(check, folder / "test_exercises.py")
 
 
-def refuse_changed(folder: Path, texts: dict[str, str]) -> None:
-    """Raise InputError where a notebook is neither as it was written nor as it will."""
-    record = folder / "solutions.json"
-    written = artifacts.read_json(record).get("written", {})
-    for name, text in texts.items():
-        path = folder / "notebooks" / name
-        if not path.exists() or path.read_text("utf-8") == text:
-            continue
-        if digest(path.read_text("utf-8")) != written.get(name):
+def refuse_changed(folder: Path, texts: dict[Path, str]) -> None:
+    """Raise InputError where a file is neither as it was written nor as it will be."""
+    written = artifacts.read_json(folder / "solutions.json").get("written")
+    written = written if isinstance(written, dict) else {}
+    for path, text in texts.items():
+        found = path.read_bytes().decode(errors="replace") if path.is_file() else text
+        if found != text and digest(found) != written.get(path.name):
             raise InputError(
                 f"{path} is a student's work, it has changed since it was written. "
                 f"Nothing was written: move {folder} away, then run make student again."
@@ -106,15 +110,17 @@ def digest(text: str) -> str:
 def main() -> None:
     root, folder = runtime.project_root(), runtime.build_root() / "student"
     notebooks = [root / "notebooks" / f"{name}.ipynb" for name in parameters.chapters()]
+    pictures = root / "notebooks" / "pictures"
     try:
         write(folder, notebooks)
+        with artifacts.writing(folder / "notebooks" / "pictures"):
+            if pictures.exists():
+                there = {"dirs_exist_ok": True}
+                shutil.copytree(pictures, folder / "notebooks" / "pictures", **there)
     except InputError as error:
         sys.exit(f"error: {error}")
-    shutil.copy(root / "glossary.md", folder)
-    if (pictures := root / "notebooks" / "pictures").exists():
-        shutil.copytree(pictures, folder / "notebooks" / "pictures", dirs_exist_ok=True)
     print(f"The notebooks: {folder / 'notebooks'}")
-    print(f"Check answers: .venv/bin/pytest {folder}")
+    print(f"Check answers: .venv/bin/pytest {shlex.quote(str(folder))}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ Measured against the usual loop: `benchmarks/results/prepare.json`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -168,20 +167,9 @@ def _alone(folder: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise InputError(
-            f"{folder} was not prepared: {_reason(error, folder)} and run again. "
-            "Earlier results are as they were."
+            f"{folder} was not prepared: {artifacts.refusal(error, folder)} and run "
+            "again. Earlier results are as they were."
         ) from error
-
-
-def _reason(error: OSError, folder: Path) -> str:
-    """What the system refused, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(folder.parent).free / 2**20
-        return f"the disk is full ({free:,.0f} MiB free): make room"
-    where, why = error.filename or folder, error.strerror or error
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where} cannot be written ({why}): change its mode or FASHION_BUILD"
-    return f"{where}: {why}; mend that"
 
 
 def _say_what_changed(folder: Path, noted: Path, settings: dict) -> None:
@@ -302,7 +290,7 @@ def _begin(job: Job, count: int, settings: dict) -> None:
         for name, shape in job.arrays().items():
             _reserve(job.path(name), (count, *shape))
         artifacts.write_json(begun, artifacts.sealed({"settings": settings}))
-    except OSError:
+    except (OSError, InputError):
         _discard(job.folder)  # gives the space back
         raise
 

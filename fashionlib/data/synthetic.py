@@ -15,6 +15,7 @@ What to draw (`describe`: a small record of parameters) is kept apart from drawi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -29,6 +30,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from fashionlib import artifacts
 from fashionlib.catalogue import COLUMNS
 from fashionlib.runtime import InputError, progress
 
@@ -786,8 +788,8 @@ def draw(folder, *, products=1200, seed=0, head_share=0.4):
     row and one truncated file (its row counts as no product). head_share: the fraction
     of the apparel that shows its gender in the head only; the rest does in the garment
     only. A finished catalogue with the same settings is left as it is.
-    Raises InputError for settings that cannot be drawn and for a folder that holds
-    anything else: nothing is ever deleted.
+    Raises InputError for settings that cannot be drawn, for a folder that holds
+    anything else (nothing is ever deleted) or cannot be written, and for a full disk.
     Taught in: chapter 1
     """
     if not (60 <= products <= 50_000 and 0 <= head_share <= 1 and seed >= 0):
@@ -801,9 +803,11 @@ def draw(folder, *, products=1200, seed=0, head_share=0.4):
     settings["head_share"] = float(head_share)
     if _finished(folder, settings):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     place = {"prefix": f".{folder.name}-", "dir": folder.parent}
-    with tempfile.TemporaryDirectory(**place) as scratch:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(artifacts.writing(folder))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(**place))
         unfinished = Path(scratch, "catalogue")
         _draw_all(unfinished, settings)
         try:
