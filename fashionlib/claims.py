@@ -268,6 +268,8 @@ def bias(metrics: dict) -> tuple[str, str]:
     for k, row in enumerate(confusion):
         if any(row):
             recalls.append((evaluation.accuracy((row[k], sum(row))), CLASS_NAMES[k]))
+    if not recalls:
+        raise KeyError("an image in confusion")
     k, shift = evaluation.largest_shift(confusion)
     shown = shift, CLASS_NAMES[k], *min(recalls), *max(recalls)
     equal_fractions = evaluation.marginal_homogeneity(confusion)
@@ -341,7 +343,7 @@ def gan(metrics: dict) -> tuple[str, str]:
     for label, found in metrics["dcgan"].items():
         name = CLASS_NAMES[int(label)]
         if "reason" in found:  # too few images for a generator
-            verdict.append(f"{name}: not measured here: {found['reason']}")
+            measured.append(f"{name}: {found['reason']}")
             continue
         measured.append(text["measured"].format(name=name, **found))
         passed = (
@@ -370,7 +372,7 @@ def verdicts(metrics: dict, experiments: dict | None = None) -> list[Verdict]:
     Taught in: chapter 6
     """
     text, results = texts()["not_measured"], []
-    synthetic = _measured(metrics.get("data") or {}).get("synthetic")
+    synthetic = _measured(metrics).get("data", {}).get("synthetic")
     for (claim, study), decide in zip(texts()["study"].items(), CLAIMS, strict=True):
         measured, verdict = decide(metrics | (experiments or {}))
         if decide in (bias, outline, face, gan) and synthetic is not False:
