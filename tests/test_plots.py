@@ -154,7 +154,7 @@ def other_settings() -> str:
     for name, default in mpl.rcParamsDefault.items():
         for value in values:
             with contextlib.suppress(Exception):
-                found = mpl.rcsetup._validators[name](value)
+                found = mpl.rcsetup._validators[name](str(value))
                 if found != default and name not in ("backend", "text.latex.preamble"):
                     quoted = f'"{value}"' if "#" in str(value) else value
                     lines.append(f"{name}: {quoted}")
@@ -164,7 +164,7 @@ def other_settings() -> str:
 
 
 def executed(code: str, folder, monkeypatch, **environment: str) -> list[dict]:
-    """The outputs of a cell in a kernel of its own."""
+    """What a cell displays in a kernel of its own; not what matplotlib logs."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -172,7 +172,8 @@ def executed(code: str, folder, monkeypatch, **environment: str) -> list[dict]:
         monkeypatch.setenv(name, value)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    return [dict(output["data"]) for output in notebook.cells[0].outputs]
+    outputs = notebook.cells[0].outputs
+    return [dict(each["data"]) for each in outputs if each["output_type"] != "stream"]
 
 
 @pytest.mark.slow
