@@ -116,7 +116,6 @@ with plots.axes(height=4) as (figure, ax):
     ax.scatter([1, 2, 30_000], [2, 1, 1e-7], label="files", alpha=0.6)
     ax.axline((0, 0), slope=1, color="0.5", linestyle=":", label="square")
     ax.legend(loc="upper left")
-shaded, ax = plots.Figure(), None
 with plots.axes() as (shaded, ax):
     import seaborn as sns
     counts = np.arange(9).reshape(3, 3)
