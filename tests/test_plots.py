@@ -145,7 +145,6 @@ with plots.axes(height=4) as (figure, ax):
     ax.scatter([1, 2, 30_000], [2, 1, 1e-7], label="files", alpha=0.6)
     ax.axline((0, 0), slope=1, color="0.5", linestyle=":", label="square")
     ax.legend(loc="upper left")
-shaded, ax = plots.Figure(), None
 with plots.axes() as (shaded, ax):
     import seaborn as sns
     counts = np.arange(9).reshape(3, 3)
@@ -183,7 +182,7 @@ def other_settings() -> str:
     for name, default in mpl.rcParamsDefault.items():
         for value in values:
             with contextlib.suppress(Exception):
-                found = mpl.rcsetup._validators[name](value)
+                found = mpl.rcsetup._validators[name](str(value))
                 if found != default and name not in ("backend", "text.latex.preamble"):
                     quoted = f'"{value}"' if "#" in str(value) else value
                     lines.append(f"{name}: {quoted}")
@@ -193,7 +192,7 @@ def other_settings() -> str:
 
 
 def executed(code: str, folder, monkeypatch, **environment: str) -> list[dict]:
-    """The outputs of a cell in a kernel of its own."""
+    """What a cell displays in a kernel of its own; not what matplotlib logs."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -201,7 +200,8 @@ def executed(code: str, folder, monkeypatch, **environment: str) -> list[dict]:
         monkeypatch.setenv(name, value)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    return [dict(output["data"]) for output in notebook.cells[0].outputs]
+    outputs = notebook.cells[0].outputs
+    return [dict(each["data"]) for each in outputs if each["output_type"] != "stream"]
 
 
 @pytest.mark.slow

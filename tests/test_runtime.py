@@ -108,10 +108,9 @@ def test_commands_work_where_little_is_promised(tmp_path):
         )
     check = [*command, "tools.check", "--profile", "small", "--source", "synthetic"]
     subprocess.run(check, check=True, cwd=tmp_path, env=environment)
-    code = (
-        "from fashionlib.data import synthetic; synthetic.draw('c a$t é', products=60)"
-    )
-    drawn = [*command[:-1], "-c", code]
+    code = "import sys; from fashionlib.data import synthetic as drawn\n"
+    code += "drawn.draw(sys.argv[1], products=60)"
+    drawn = [*command[:-1], "-c", code, "c a$t é"]
     subprocess.run(drawn, check=True, cwd=tmp_path, env=environment)
     assert (tmp_path / "c a$t é" / "styles.csv").is_file()
     predict = [*command, "fashionlib", "predict", "x.jpg", "--run", "smal"]
