@@ -113,7 +113,7 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
     Taught in: chapter 1
     """
     return InputError(
-        f"source {str(path):.300} cannot be read ({str(error):.300}): "
+        f"source {path!s:.300} cannot be read ({error!s:.300}): "
         "check that it is there, whole, and yours to read."
     )
 
