@@ -68,13 +68,7 @@ HARM = {
 }
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        *list(HARM)[:2],
-        *(pytest.param(h, marks=pytest.mark.slow) for h in list(HARM)[2:]),
-    ],
-)
+@pytest.mark.parametrize("harm", HARM)
 def test_the_chapter_reads_what_the_reader_reads(tmp_path, monkeypatch, harm):
     lines = [csv_line(i, name=f"Product {i}") for i in range(1, 13)]
     files = {i: degenerate.image(i) for i in range(1, 13)}
