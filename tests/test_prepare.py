@@ -426,7 +426,7 @@ ALL = ["images_9x9.npy", "images_8x8.npy", "masks_9x9.npy", "index.parquet"]
 
 
 @pytest.mark.parametrize("name", [*ALL, "manifest.json"])
-@pytest.mark.parametrize("place", [-1, 60, 300])
+@pytest.mark.parametrize("place", [-1, 60, 200])
 def test_an_overwritten_byte_is_noticed_before_it_is_used(tmp_path, name, place):
     """In the data, in a header, in JSON: by chapters that load, and by the next run."""
     source = catalogue_of(tmp_path / "catalogue", {1: solid(RED), 2: solid(GREEN)})

@@ -139,10 +139,9 @@ def _is_shape(pair: object) -> bool:
 def _finished(folder: Path, settings: dict) -> bool:
     """Whether the folder holds what these settings make, every byte of it."""
     manifest = artifacts.read_sealed(folder / "manifest.json")
-    if manifest.get("settings") != settings:
-        return False
-    with contextlib.suppress(OSError):
-        return _checksums(folder, manifest["checksums"]) == manifest["checksums"]
+    if manifest.get("settings") == settings:
+        with contextlib.suppress(OSError):
+            return _checksums(folder, manifest["checksums"]) == manifest["checksums"]
     return False
 
 
@@ -257,7 +256,6 @@ def find_products(
             f"{source.path} has no Men or Women product with an image: expected files "
             f"images/<id>.jpg, found {len(files)}, and {len(table)} rows."
         )
-    lines = catalogue.read_lines(source)
     counts = {
         "rows": len(table),
         "malformed_rows": malformed,
@@ -265,7 +263,7 @@ def find_products(
         "rows_without_image": int((~has_file).sum()),
         "images_without_row": len(files.keys() - set(table["id"])),
         "rows_without_year": int(table["year"].isna().sum()),
-        "rows_not_utf8": sum("\N{REPLACEMENT CHARACTER}" in line for line in lines),
+        "rows_not_utf8": sum("\ufffd" in line for line in catalogue.read_lines(source)),
         "other_files": sum("images/" in name for name in source.files) - len(files),
         "nested_copies_ignored": source.ignored_copies,
         "source": source.path.name,
