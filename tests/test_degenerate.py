@@ -87,6 +87,8 @@ def run(tmp_path, monkeypatch):
 def test_chapters_2_to_8_without_some_classes(name, run, monkeypatch):
     """They end; and when they run again, nothing is trained."""
     run = run(name)
+    if name == "one class":  # 5; without it chapter 5 says that no class is left
+        monkeypatch.setitem(TINY, "05_dcgan", TINY["05_dcgan"] | {"classes": [5]})
     for chapter in TINY:
         run_chapter(chapter, run)
     text = (artifacts.folder(run) / "metrics.json").read_text()
