@@ -113,8 +113,8 @@ class Prepared:
         rows = np.flatnonzero(chosen)
         if classes is None and not len(rows):
             raise InputError(
-                f"the {split} set has no image: the {len(self.index)} images of this "
-                "catalogue are too few. Prepare a larger one in chapter 1."
+                f"the {split} set has no image: the {len(self.index)} images are too "
+                "few, or too many are equal. Prepare a larger catalogue in chapter 1."
             )
         return ImageSet(self.array(size), rows, labels[rows])
 

@@ -55,6 +55,11 @@ def run_chapter(chapter: str, run: str, **changed) -> str:
     return "".join(printed)
 
 
+def trained_again(*_):
+    """In place of a step that must not be taken (a page shows its source)."""
+    raise AssertionError("a finished training begins again")
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Prepare one of the degenerate catalogues as chapter 1 does; the run's name."""
@@ -87,12 +92,14 @@ def run(tmp_path, monkeypatch):
 def test_chapters_2_to_8_without_some_classes(name, run, monkeypatch):
     """They end; and when they run again, nothing is trained."""
     run = run(name)
+    if name == "one class":  # 5; without it chapter 5 says that no class is left
+        monkeypatch.setitem(TINY, "05_dcgan", TINY["05_dcgan"] | {"classes": [5]})
     for chapter in TINY:
         run_chapter(chapter, run)
     text = (artifacts.folder(run) / "metrics.json").read_text()
     assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", text))
-    monkeypatch.delattr(training.Trainer, "train_step")
-    monkeypatch.delattr(dcgan.DCGANTrainer, "train_epoch")
+    monkeypatch.setattr(training.Trainer, "train_step", trained_again)
+    monkeypatch.setattr(dcgan.DCGANTrainer, "train_epoch", trained_again)
     for chapter in ("02_resnet152", "03b_methods", "05_dcgan", "07_resolution"):
         run_chapter(chapter, run)
     run_chapter("08_transfer", run)
