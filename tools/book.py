@@ -175,7 +175,7 @@ def private_folders(notebook: dict) -> list[str]:
 def public(text: str, folders: list[str]) -> str:
     """The text without these folders: of a path in them, what follows."""
     for folder in folders:
-        text = re.sub(rf"(?<![\w.-]){re.escape(folder)}(/|(?![\w.-]))", "", text)
+        text = re.sub(rf"(?<![\w.-]){re.escape(folder)}(/|(?![\w-]|\.\w))", "", text)
     return text
 
 
