@@ -90,6 +90,9 @@ def executed(*cells: str, **metadata) -> nbformat.NotebookNode:
     return notebook
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """The rendered book of a hostile run."""

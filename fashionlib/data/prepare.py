@@ -160,15 +160,10 @@ def _check_ours(folder: Path) -> None:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time makes `folder`; what the system refuses is one line."""
-    try:
+    with artifacts.writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with artifacts.locked(folder, patience=0):
             yield
-    except OSError as error:
-        raise InputError(
-            f"{folder} was not prepared: {artifacts.refusal(error, folder)} and run "
-            "again. Earlier results are as they were."
-        ) from error
 
 
 def _say_what_changed(folder: Path, noted: Path, settings: dict) -> None:
