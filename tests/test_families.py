@@ -49,7 +49,7 @@ FAMILIES = {  # the smallest member of each
     "convnext_tiny": Family(32, "features", 768, None),
     "swin_t": Family(4, "permute", 768, None),
     "swin_v2_t": Family(4, "permute", 768, None),  # its ReLUs do not see the image
-    "maxvit_t": Family(223, "blocks.3", 512, None),
+    "maxvit_t": Family(221, "blocks.3", 512, None),
     "vit_b_32": Family(224, None, 0, None),
 }
 # What the others have not: a version of the layers, gates beside ReLUs, a convolution
