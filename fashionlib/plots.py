@@ -47,6 +47,8 @@ SERIES = mpl.cycler(color=(2 * COLOURS)[:12], marker=MARKERS, linestyle=3 * LINE
 STYLE = {key: mpl.rcParamsDefault[key] for key in mpl.rcParams if key != "backend"}
 STYLE |= {"axes.prop_cycle": SERIES, "text.parse_math": False, "legend.frameon": False}
 STYLE |= {"axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9"}
+# image.lut is read when matplotlib is imported: maps of 256 colours whatever it says
+MAPS = {name: mpl.colormaps[name].resampled(256) for name in ("Greys", "Blues")}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "errorbar.capsize": 2}
 
 
@@ -177,7 +179,7 @@ def _imshow(value: np.ndarray) -> dict:
     limit = float(np.percentile(size, 99.5)) or float(size.max()) or 1.0
     if value.ndim == 3:
         return {"X": np.clip(0.5 + value.transpose(1, 2, 0) / (2 * limit), 0, 1)}
-    return {"X": value, "cmap": "Greys", "vmin": 0, "vmax": limit}
+    return {"X": value, "cmap": MAPS["Greys"], "vmin": 0, "vmax": limit}
 
 
 def _aspect(options: dict) -> float:

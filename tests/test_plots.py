@@ -148,7 +148,7 @@ with plots.axes(height=4) as (figure, ax):
 with plots.axes() as (shaded, ax):
     import seaborn as sns
     counts = np.arange(9).reshape(3, 3)
-    sns.heatmap(counts / 9, annot=counts, ax=ax, cmap="Blues", cbar=False)
+    sns.heatmap(counts / 9, annot=counts, ax=ax, cmap=plots.MAPS["Blues"], cbar=False)
 figures = [
     figure, shaded,
     plots.class_bars({"ours": [0.1] * 6, "theirs": [0.2] * 6}),
@@ -236,7 +236,8 @@ def test_a_figure_is_the_same_whatever_the_reader_has_set(
     assert [shown["text/plain"] for shown in theirs[::2]] == [
         shown["text/plain"] for shown in ours[::2]
     ]
-    assert theirs == ours
+    changed = [i for i in range(16) if theirs[i] != ours[i]]
+    assert changed == []
 
 
 DEGENERATE = {  # what is drawn: its words
