@@ -56,15 +56,12 @@ def _series(drawn: BarContainer | ErrorbarContainer, columns: list, rows: list) 
     """Bars by their columns, points by their rows where these have names, or a line."""
     if isinstance(drawn, BarContainer):
         names, values = columns, drawn.datavalues
+    elif drawn[0].get_linestyle() != "None":
+        known = [y for _, y in drawn[0].get_xydata() if np.isfinite(y)] or [np.nan]
+        names, values = ["begins at", "ends at"], [known[0], known[-1]]
     else:
-        x, y = drawn[0].get_xydata().T
-        if drawn[0].get_linestyle() != "None":
-            names, values = ["begins at", "ends at"], y[np.isfinite(y)]
-            values = values[[0, -1]] if len(values) else [np.nan, np.nan]
-        else:
-            names, values = (
-                ([rows[int(place)] for place in y], x) if rows else ([""], y)
-            )
+        values, places = drawn[0].get_xydata().T
+        names = [rows[int(place)] for place in places] if rows else places
     pairs = [f"{name} {value:.3g}" for name, value in zip(names, values, strict=True)]
     pairs = [pair.replace(" nan", " no number") for pair in pairs]
     return f"{drawn.get_label()} {', '.join(pairs)}"

@@ -17,9 +17,11 @@ from __future__ import annotations
 import functools
 import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from fashionlib import evaluation
 from fashionlib.catalogue import CLASS_NAMES
@@ -53,11 +55,8 @@ def is_interval(found: Any) -> bool:
 
     Taught in: chapter 3
     """
-    try:
-        low, high = map(float, found)
-    except (TypeError, ValueError):
-        return False
-    return -math.inf < low <= high < math.inf
+    bounds = np.array(found, float)  # None becomes NaN
+    return bounds.shape == (2,) and -np.inf < bounds[0] <= bounds[1] < np.inf
 
 
 def side(interval: list[float] | None, reference: float = 0.0) -> str:
@@ -70,16 +69,6 @@ def side(interval: list[float] | None, reference: float = 0.0) -> str:
         return "undecided"
     low, high = interval
     return "above" if low > reference else "below" if high < reference else "undecided"
-
-
-def tells_apart(first: Estimate, second: Estimate) -> bool | None:
-    """Whether the first interval lies wholly above the second; None if one is missing.
-
-    Taught in: chapter 3b
-    """
-    if not (is_interval(first.ci95) and is_interval(second.ci95)):
-        return None
-    return first.ci95[0] > second.ci95[1]
 
 
 def reading(condition: Any, sentence: str, otherwise: str) -> None:
@@ -107,7 +96,7 @@ def tell(topic: str, values: dict) -> str:
     one under `<key>_reason`.
     Taught in: chapter 3
     """
-    return " ".join(sentence for _, sentence in _answers(topic, values))
+    return _decide(topic, values)[0]
 
 
 def known_networks(guided: dict) -> str:
@@ -122,23 +111,8 @@ def known_networks(guided: dict) -> str:
         found[values.get("tells_networks_apart")].append(text["names"].get(name, name))
     if not found[True] + found[False]:
         return texts()["not_measured"]["known_networks"]
-    told = ", ".join(found[True]) or "none"
-    sentence = text["say"].format(count=len(found[True]), of=len(methods), told=told)
-    if found[None]:
-        sentence += text["undecided"].format(", ".join(found[None]))
-    return sentence
-
-
-def face_sentence(guided: dict) -> str:
-    """Whether the face holds more of the maps than the cloth, and whether it is needed.
-
-    guided: the entry "guided_backprop" of metrics.json, after chapter 4.
-    Taught in: chapter 4
-    """
-    if guided["face_reason"]:
-        return texts()["not_measured"]["face"].format(reason=guided["face_reason"])
-    values = guided | (guided.get("face_density") or {})
-    return f"{tell('face', values)} {tell('face_controls', values)}"
+    told, undecided = (", ".join(found[key]) or "none" for key in (True, None))
+    return text["say"].format(len(found[True]), len(methods), told, undecided)
 
 
 def mark(metrics: dict, subject: str) -> str:
@@ -148,35 +122,25 @@ def mark(metrics: dict, subject: str) -> str:
     it affects: claims, "sanity". A new run has no such list.
     Taught in: chapter 6
     """
-    text, words = texts()["superseded"], {}  # words: in their order, each once
-    for found in metrics.get("superseded", ()):
-        if subject in found["affects"]:
-            words[text.get(found["reason"], found["reason"])] = None
+    text, found = texts()["superseded"], metrics.get("superseded", ())
+    reasons = [each["reason"] for each in found if subject in each["affects"]]
+    words = [text.get(reason, reason) for reason in dict.fromkeys(reasons)]
     return text["mark"].format("; ".join(words)) if words else ""
 
 
-def _answers(topic: str, values: dict) -> list[tuple[str, str]]:
+def _answers(topic: str, values: dict) -> Iterator[tuple[str, str]]:
     """Of each question the side of its interval, or "missing", and the sentence."""
-    answers = []
     for key, question in texts()[topic].items():
-        found, say = _estimate(values, key), question["say"]
-        where = side(found.ci95, question["reference"]) if found else "missing"
+        found, say = values.get(key), question["say"]
+        if not isinstance(found, Estimate):
+            found = Estimate(found, values.get(f"{key}_ci95"))
+        if is_interval(found.ci95) and is_interval([found.value] * 2):
+            where = side(found.ci95, question["reference"])
+        else:
+            where, say = "missing", say.partition("{answer}")[0] + "{answer}: {found}."
+            found = values.get(f"{key}_reason") or "there is no interval"
         answer = question.get(where, texts()["answer"][where])
-        reason = values.get(f"{key}_reason") or "there is no interval"
-        sentence = say.partition("{answer}")[0] + f"{answer}: {reason}."
-        if found:
-            sentence = say.format(answer=answer, found=found)
-        answers.append((where, sentence))
-    return answers
-
-
-def _estimate(values: dict, key: str) -> Estimate | None:
-    """A number with its interval, as it is or from `<key>_ci95`; None if one is not."""
-    found = values.get(key)
-    if not isinstance(found, Estimate):
-        found = Estimate(found, values.get(f"{key}_ci95"))
-    known = is_interval(found.ci95) and is_interval([found.value] * 2)
-    return found if known else None
+        yield where, say.format(answer=answer, found=found)
 
 
 def _decide(topic: str, values: dict) -> tuple[str, str]:
@@ -190,34 +154,16 @@ def _decide(topic: str, values: dict) -> tuple[str, str]:
 # --- the nine claims ------------------------------------------------------------------
 
 
-def _measured(values: Any) -> Any:
-    """Without null, numbers that are not finite and intervals that are none."""
+def _known(values: Any) -> Any:
+    """Without null and numbers that are not finite, which `verdicts` miss as a key."""
     if isinstance(values, dict):
-        kept = {}
-        for key, value in values.items():
-            value = _measured(value)
-            if value is not None and (is_interval(value) or not key.endswith("_ci95")):
-                kept[key] = value
-        return kept
+        known = {key: _known(value) for key, value in values.items()}
+        return {key: value for key, value in known.items() if value is not None}
     if isinstance(values, list):
-        return None if None in map(_measured, values) else values
+        return None if None in map(_known, values) else values
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def _claim(decide: Callable[[dict], tuple[str, str]]) -> Callable:
-    """A claim that is "not measured here" where a number that it needs is missing."""
-
-    @functools.wraps(decide)
-    def decided(metrics: dict) -> tuple[str, str]:
-        try:
-            return decide(_measured(metrics))
-        except KeyError as key:
-            return "nothing", texts()["not_measured"]["entry"].format(key)
-
-    return decided
-
-
-@_claim
 def data(metrics: dict) -> tuple[str, str]:
     """C1: the counts of the catalogue; the study's own contradict its split.
 
@@ -228,7 +174,6 @@ def data(metrics: dict) -> tuple[str, str]:
     return text["measured"].format(**found), verdict
 
 
-@_claim
 def network_choice(metrics: dict) -> tuple[str, str]:
     """C2: the least errors among the ResNets, by torchvision's own figures.
 
@@ -239,7 +184,6 @@ def network_choice(metrics: dict) -> tuple[str, str]:
     return f"least top-1 and top-5 error: {' and '.join(least)}", verdict
 
 
-@_claim
 def accuracy(metrics: dict) -> tuple[str, str]:
     """C3: the test accuracy; ResNet152 from ImageNet's weights alone decides it.
 
@@ -256,7 +200,6 @@ def accuracy(metrics: dict) -> tuple[str, str]:
     return f"{found:.2%} by {names}", verdict
 
 
-@_claim
 def bias(metrics: dict) -> tuple[str, str]:
     """C4: two questions of the confusion matrix: equal fractions, equal recalls.
 
@@ -264,27 +207,18 @@ def bias(metrics: dict) -> tuple[str, str]:
     Taught in: chapter 6
     """
     confusion, text = metrics["classifier"]["confusion"], texts()["bias"]
-    recalls = []
-    for k, row in enumerate(confusion):
-        if any(row):
-            recalls.append((evaluation.accuracy((row[k], sum(row))), CLASS_NAMES[k]))
-    if not recalls:
-        raise KeyError("an image in confusion")
     k, shift = evaluation.largest_shift(confusion)
-    shown = shift, CLASS_NAMES[k], *min(recalls), *max(recalls)
-    equal_fractions = evaluation.marginal_homogeneity(confusion)
-    found = {
-        "fractions": equal_fractions,
-        "recalls": evaluation.recall_equality(confusion),
-    }
-    words = [text["unequal" if p < 0.05 else "open"] for p in found.values()]
-    refuted = words.count(text["unequal"])
-    badge = texts()["badge"][("undecided", "several", "below")[refuted]]
-    verdict = text["verdict"].format(badge, *words, **found)
+    recalls = evaluation.recalls(metrics["classifier"])
+    worst, best = min(recalls, key=recalls.get), max(recalls, key=recalls.get)
+    shown = shift, CLASS_NAMES[k], recalls[worst], worst, recalls[best], best
+    tests = evaluation.marginal_homogeneity, evaluation.recall_equality
+    p_values = [test(confusion) for test in tests]
+    unequal = [p < 0.05 for p in p_values]
+    words = [text["answers"][answer] for answer in unequal]
+    verdict = text["verdict"].format(text["badge"][sum(unequal)], *words, *p_values)
     return text["measured"].format(*shown), verdict
 
 
-@_claim
 def outline(metrics: dict) -> tuple[str, str]:
     """C5: edges and silhouette, against another image and an untrained network.
 
@@ -293,7 +227,6 @@ def outline(metrics: dict) -> tuple[str, str]:
     return _decide("outline", metrics["guided_backprop"])
 
 
-@_claim
 def resizing(metrics: dict) -> tuple[str, str]:
     """C6: one network at 64x64 and at 224x224, from the experiment "resolution".
 
@@ -304,19 +237,19 @@ def resizing(metrics: dict) -> tuple[str, str]:
     return _decide("resizing", {"lost": Estimate(-gap, [-high, -low]).in_percent()})
 
 
-@_claim
 def face(metrics: dict) -> tuple[str, str]:
     """C7: saliency on the face, by area and in total, by training, and its blurring.
 
     Taught in: chapter 6
     """
     guided = metrics["guided_backprop"]
-    if guided["face_reason"]:
-        return "nothing", face_sentence(guided)
-    return face_sentence(guided), _decide("face", guided | guided["face_density"])[1]
+    if reason := guided["face_reason"]:
+        return "nothing", texts()["not_measured"]["face"].format(reason=reason)
+    values = guided | guided["face_density"]
+    measured, verdict = _decide("face", values)
+    return f"{measured} {tell('face_controls', values)}", verdict
 
 
-@_claim
 def transfer(metrics: dict) -> tuple[str, str]:
     """C8: first weights made for clothes, from the experiment "transfer".
 
@@ -332,7 +265,6 @@ def transfer(metrics: dict) -> tuple[str, str]:
     return measured, verdict
 
 
-@_claim
 def gan(metrics: dict) -> tuple[str, str]:
     """C9: new images, as near, varied and recognisable as real ones, in each class.
 
@@ -372,13 +304,14 @@ def verdicts(metrics: dict, experiments: dict | None = None) -> list[Verdict]:
     Taught in: chapter 6
     """
     text, results = texts()["not_measured"], []
-    synthetic = _measured(metrics).get("data", {}).get("synthetic")
+    known = _known(metrics | (experiments or {}))
     for (claim, study), decide in zip(texts()["study"].items(), CLAIMS, strict=True):
-        measured, verdict = decide(metrics | (experiments or {}))
-        if decide in (bias, outline, face, gan) and synthetic is not False:
-            verdict += text["photographs"]
-            if synthetic is None:  # of photographs or not: unknown
-                measured, verdict = "nothing", text["entry"].format("'synthetic'")
+        try:
+            measured, verdict = decide(known)
+            if decide in (bias, outline, face, gan) and known["data"]["synthetic"]:
+                verdict += text["photographs"]
+        except KeyError as key:
+            measured, verdict = "nothing", text["entry"].format(key)
         results.append(Verdict(claim, study, measured + mark(metrics, claim), verdict))
     return results
 

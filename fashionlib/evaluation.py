@@ -1,4 +1,4 @@
-"""How good a classifier is: accuracy, recall, kinds of error, calibration.
+"""How good a classifier is: accuracy, recall, kinds of error.
 
     result = evaluation.evaluate(*training.predict(model, prepared.subset("test", 224)))
     evaluation.table({"ResNet152": evaluation.accuracy_row(result)})
@@ -82,14 +82,12 @@ def mean_interval(values: torch.Tensor | np.ndarray) -> Estimate:
 
 
 def wilson_interval(correct: int, count: int) -> list[float]:
-    """95 % interval of the fraction `correct` of `count` (Wilson 1927); 0 to 1 of none.
+    """95 % interval of the fraction `correct` of `count` images (Wilson 1927).
 
     Taught in: chapter 2
     """
     from scipy.stats import binomtest
 
-    if not count:
-        return [0.0, 1.0]
     interval = binomtest(int(correct), int(count)).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
 
@@ -105,22 +103,6 @@ def accuracy(correct: torch.Tensor | np.ndarray | Sequence[int]) -> Estimate:
     if not count:
         return no_estimate(count)
     return Estimate(found / count, wilson_interval(found, count), count)
-
-
-def newcombe_interval(first: tuple[int, int], second: tuple[int, int]) -> list[float]:
-    """95 % interval of the difference of two accuracies on different images.
-
-    first, second: (correct, images) of each; the difference is first minus second.
-    Newcombe's hybrid score interval, from the Wilson intervals of the two (1998).
-    Raises InputError where one has no images.
-    Taught in: chapter 2
-    """
-    if not first[1] or not second[1]:
-        raise InputError(f"no images to compare: {first[1]} and {second[1]}.")
-    p, q = first[0] / first[1], second[0] / second[1]
-    (p_low, p_high), (q_low, q_high) = wilson_interval(*first), wilson_interval(*second)
-    down, up = math.hypot(p - p_low, q_high - q), math.hypot(p_high - p, q - q_low)
-    return [p - q - down, p - q + up]
 
 
 def agresti_min_interval(
@@ -150,12 +132,11 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
     """Everything that a result consists of, from logits (M, 6) and labels (M,).
 
     Keys: count, accuracy, accuracy_ci95, macro_f1, precision[6], recall[6],
-    recall_ci95[6], confusion[6][6] (rows are true classes), recall_equality_p,
-    marginal_homogeneity_p, true_distribution[6], predicted_distribution[6],
-    expected_calibration_error (15 bins; Guo et al. 2017), gender_errors,
-    category_errors, both_errors. None: the recall of a class without images, and the
-    precision of one that is never predicted. Macro-F1 is the mean over the classes that
-    occur. Raises InputError for no images.
+    confusion[6][6] (rows are true classes), recall_equality_p, marginal_homogeneity_p,
+    true_distribution[6], predicted_distribution[6], gender_errors, category_errors,
+    both_errors. None: the recall of a class without images, and the precision of one
+    that is never predicted. Macro-F1 is the mean over the classes that occur. Raises
+    InputError for no images.
     Taught in: chapter 2
     """
     if not len(labels):
@@ -166,8 +147,6 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
     f1 = _fractions(2 * found, count + answers)
     gender = predicted % 2 != labels % 2  # class = 2 * category + gender
     category = predicted // 2 != labels // 2
-    bins = reliability(logits, labels)
-    gaps = np.abs(np.subtract(bins["confidence"], bins["accuracy"]))
     return {
         "count": len(labels),
         "accuracy": float(found.sum() / len(labels)),
@@ -175,15 +154,11 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
         "macro_f1": float(np.mean([f for f in f1 if f is not None])),
         "precision": _fractions(found, answers),
         "recall": _fractions(found, count),
-        "recall_ci95": [
-            wilson_interval(found[k], count[k]) if count[k] else None for k in range(6)
-        ],
         "confusion": confusion.tolist(),
         "recall_equality_p": recall_equality(confusion),
         "marginal_homogeneity_p": marginal_homogeneity(confusion),
-        "true_distribution": class_distribution(labels),
-        "predicted_distribution": class_distribution(predicted),
-        "expected_calibration_error": float(np.average(gaps, weights=bins["count"])),
+        "true_distribution": (count / len(labels)).tolist(),
+        "predicted_distribution": (answers / len(labels)).tolist(),
         "gender_errors": int((gender & ~category).sum()),
         "category_errors": int((~gender & category).sum()),
         "both_errors": int((gender & category).sum()),
@@ -204,9 +179,8 @@ def recalls(result: dict) -> dict[str, Estimate]:
     """
     from fashionlib.catalogue import CLASS_NAMES
 
-    estimates = map(Estimate, result["recall"], result["recall_ci95"])
-    named = zip(CLASS_NAMES, estimates, strict=True)
-    return {name: recall for name, recall in named if recall.value is not None}
+    rows = zip(CLASS_NAMES, enumerate(result["confusion"]), strict=True)
+    return {name: accuracy((row[k], sum(row))) for name, (k, row) in rows if any(row)}
 
 
 def recall_equality(confusion: Sequence[Sequence[int]]) -> float:
@@ -262,40 +236,14 @@ def largest_shift(confusion: Sequence[Sequence[int]]) -> tuple[int, Estimate]:
     return k, Estimate(float(shifts[k]), bounds, len(true))
 
 
-def class_distribution(labels: torch.Tensor | np.ndarray) -> list[float]:
-    """Fraction of each of the six classes among labels (M,).
-
-    Taught in: chapter 2
-    """
-    return (np.bincount(np.asarray(labels), minlength=6) / len(labels)).tolist()
-
-
-def reliability(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> dict:
-    """Mean confidence, accuracy and count of the images in each bin of confidence.
-
-    The bins divide 0 to 1 evenly; those without an image are left out. Keys confidence,
-    accuracy, count: lists of one number a bin.
-    Taught in: chapter 2
-    """
-    confidence, predicted = logits.softmax(1).double().max(1)
-    bin_of = (confidence * bins).long().clamp(max=bins - 1)
-    correct = (predicted == labels).double()
-    members = [bin_of == filled for filled in bin_of.unique()]  # bool (M,) each
-    return {
-        "confidence": [confidence[mask].mean().item() for mask in members],
-        "accuracy": [correct[mask].mean().item() for mask in members],
-        "count": [int(mask.sum()) for mask in members],
-    }
-
-
 def majority(train, test) -> torch.Tensor:
     """Logits (M, 6) for the test set that always name the training set's largest class.
 
     The baseline to beat. train, test: `images.ImageSet`s.
     Taught in: chapter 2
     """
-    fractions = torch.tensor(class_distribution(train.labels))
-    return fractions.clamp(min=1e-6).log().expand(len(test.labels), -1)
+    fractions = np.bincount(train.labels, minlength=6) / len(train.labels)
+    return torch.from_numpy(fractions).clamp(min=1e-6).log().expand(len(test.labels), 6)
 
 
 # --- tables ---------------------------------------------------------------------------

@@ -57,11 +57,10 @@ def scores(embed: Embed, reference: np.ndarray, sides: dict[str, np.ndarray]) ->
     reference images are all the same.
     Taught in: chapter 5
     """
-    _check(4, reference)
-    count, real, found = len(reference), embed(reference), {}
-    real_diversity = diversity(reference)
+    count, real_diversity = len(reference), diversity(reference)
     if not real_diversity:
         raise InputError(f"the {count} real images are all the same: take others.")
+    real, found = embed(reference), {}
     for name, pixels in sides.items():
         if len(pixels) != count:
             raise InputError(f"{name}: expected {count} images, found {len(pixels)}.")

@@ -9,11 +9,14 @@ import re
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from conftest import from_chapter
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fashionlib import artifacts, claims, runtime
-from fashionlib.evaluation import Estimate
+from fashionlib.evaluation import Estimate, no_estimate
+
+chapter_3b = from_chapter("03b_methods")
 
 KEPT = {
     "resolution": {
@@ -126,21 +129,20 @@ def test_the_side_of_an_interval():
         [],
         [1, 2, 3],
         5,
-        "",
     ],
 )
 def test_an_interval_that_is_missing_or_not_finite_decides_nothing(bounds):
     assert not claims.is_interval(bounds)
     assert claims.side(bounds) == claims.side(bounds, 1) == "undecided"
-    known = Estimate(1, [0.5, 1.5])
-    assert claims.tells_apart(Estimate(9, bounds), known) is None
-    assert claims.tells_apart(known, Estimate(-9, bounds)) is None
 
 
 def test_two_networks_are_told_apart_where_one_interval_lies_above_the_other():
     low, high, wide = Estimate(1, [0, 2]), Estimate(4, [3, 5]), Estimate(2, [0, 4])
-    assert claims.tells_apart(high, low) is True
-    assert claims.tells_apart(low, high) is claims.tells_apart(wide, low) is False
+    assert chapter_3b.tells_apart(high, low) is True
+    assert chapter_3b.tells_apart(low, high) is False
+    assert chapter_3b.tells_apart(wide, low) is False
+    assert chapter_3b.tells_apart(high, no_estimate(1)) is None
+    assert chapter_3b.tells_apart(no_estimate(1), low) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -155,9 +157,9 @@ def test_images_without_a_head_make_no_method_blind(seed):
         name: faithfulness.density_ratio(x, area, seed=seed)
         for name, x in where.items()
     }
-    assert claims.tells_apart(of["head"], of["garment"]) is True
+    assert chapter_3b.tells_apart(of["head"], of["garment"]) is True
     nothing = faithfulness.density_ratio(np.zeros(6), np.zeros(6), seed=seed)
-    assert claims.tells_apart(nothing, of["garment"]) is None
+    assert chapter_3b.tells_apart(nothing, of["garment"]) is None
 
 
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(-1, 1))
@@ -260,12 +262,12 @@ def test_methods_that_tell_two_networks_apart():
     apart = {"guided_grad_cam": True, "smoothgrad": None, "gradient": False}
     methods = {name: {"tells_networks_apart": value} for name, value in apart.items()}
     sentence = claims.known_networks({"methods": methods | {"occlusion": {}}})
-    told, undecided, _ = sentence.split(".")
+    told, undecided = sentence.removesuffix(".").split(";")
     assert told.startswith("1 of 4")
     assert told.endswith(": guided Grad-CAM")
     assert undecided.endswith(": SmoothGrad, occlusion")
     methods = {"gradient": {"tells_networks_apart": False}}
-    assert claims.known_networks({"methods": methods}).endswith(": none.")
+    assert claims.known_networks({"methods": methods}).count(": none") == 2
 
 
 @pytest.mark.parametrize("run", ["small-cpu", "small-224-cpu"])
@@ -275,7 +277,7 @@ def test_a_kept_answer_is_that_of_its_intervals(run):
         for place in ("head", "garment"):
             key = f"head_density_{place}"
             pair.append(Estimate(found[key], found[f"{key}_ci95"]))
-        assert found["tells_networks_apart"] == claims.tells_apart(*pair)
+        assert found["tells_networks_apart"] == chapter_3b.tells_apart(*pair)
 
 
 @pytest.mark.parametrize(
@@ -384,8 +386,6 @@ def test_bias_is_asked_of_the_classes_that_occur(metrics):
         "recall between 60.0% (31.3% to 83.2%) for Women/Apparel and 60.0%" in measured
     )
     assert verdict.startswith("the answers differ: fractions unequal (p = 0.046)")
-    network["confusion"][3] = [0] * 6
-    assert "not measured here" in claims.bias(metrics)[1]
 
 
 @pytest.mark.parametrize("run", ["small-cpu", "small-224-cpu"])
@@ -535,8 +535,6 @@ GONE = {
     "inf": math.inf,
     "interval of null": [None, None],
     "interval of nan": [math.nan, math.nan],
-    "half an interval": [0.1],
-    "the wrong way round": [0.9, 0.1],
     "absent": "delete",
 }
 
@@ -558,15 +556,11 @@ def test_a_claim_that_lacks_a_number_is_not_decided(metrics, gone):
         place[path[-1]] = GONE[gone]
         if gone == "absent":
             del place[path[-1]]
-        for decide, was, row in zip(
-            claims.CLAIMS, plain, claims.verdicts(broken), strict=True
-        ):
+        for was, row in zip(plain, claims.verdicts(broken), strict=True):
             assert all(isinstance(text, str) for text in row)
             assert not re.search(r"\bnan\b|\binf\b|None", " ".join(row)), path
             if row != was and path[-1].removesuffix("_ci95") not in no_part:
                 assert re.match("not measured here|undecided", row.verdict), path
-                if path[-1] not in ("data", "synthetic"):  # `decide` does not ask
-                    assert decide(broken) == (row.measured, row.verdict)
                 changed.add(row.claim)
     intervals = {"C3", "C5", "C7", "C8"}
     assert changed >= (intervals if isinstance(GONE[gone], list) else set(studies()))
