@@ -185,7 +185,7 @@ def _git(*arguments: str) -> str:
 
 def put(page: Path, name: str, text: str) -> None:
     """Replace what stands in a page between two lines `<!-- name -->`."""
-    before, after = page.read_text().split(f"<!-- {name} -->\n")[::2]
+    before, after = page.read_text("utf-8").split(f"<!-- {name} -->\n")[::2]
     artifacts.write_text(
         page, f"{before}<!-- {name} -->\n{text}<!-- {name} -->\n{after}"
     )

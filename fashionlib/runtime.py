@@ -89,13 +89,12 @@ def device(name: str = "auto") -> torch.device:
     """
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "cpu": True}
-    there["mps"] = torch.backends.mps.is_available()
-    found = [kind for kind in ("cuda", "mps", "cpu") if there[kind]]
+    kinds = ("cuda", "mps", "cpu")
+    found = [kind for kind in kinds if getattr(torch, kind).is_available()]
     name = found[0] if name == "auto" else name
     if name.split(":")[0] not in found:
-        kinds = ", ".join(["auto", *found])
-        raise InputError(f"device must be one of {kinds} here; found {name!r}.")
+        there = ", ".join(["auto", *found])
+        raise InputError(f"device must be one of {there} here; found {name!r}.")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
@@ -271,7 +270,7 @@ def describe_machine() -> dict:
 def _processor_name() -> str:
     """Linux keeps the marketing name in /proc/cpuinfo; elsewhere platform knows it."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+        if found := re.search(r"model name\s*: (.*)", text):
+            return found[1]
     return platform.processor() or platform.machine()

@@ -39,7 +39,7 @@ def caller() -> tuple[int, int]:
     """
     process, handled = os.getppid(), 0
     with contextlib.suppress(OSError):
-        status = Path(f"/proc/{process}/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text("utf-8")
         mask = int(re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)[1], 16)
         handled = mask & sum(1 << (number - 1) for number in SIGNALS)
     return process, handled
