@@ -31,19 +31,17 @@ from fashionlib.runtime import InputError
 if TYPE_CHECKING:
     import torch
 
-METRICS = {  # entry of metrics.json: the notebook that writes it
+MADE_BY = {  # entry of metrics.json, or file: the notebook that writes it
     "data": "01_data_preparation",
+    "prepared": "01_data_preparation",
     "classifier": "02_resnet152",
+    "classifier.safetensors": "02_resnet152",
     "guided_backprop": "03_guided_backprop",
     "average_saliency": "04_average_saliency",
     "dcgan": "05_dcgan",
-}
-MADE_BY = METRICS | {  # and the entries of part 2, and files
+    **{f"dcgan_{label}.safetensors": "05_dcgan" for label in range(6)},
     "resolution": "07_resolution",
     "transfer": "08_transfer",
-    "prepared": "01_data_preparation",
-    "classifier.safetensors": "02_resnet152",
-    **{f"dcgan_{label}.safetensors": "05_dcgan" for label in range(6)},
 }
 
 
@@ -189,9 +187,7 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(content, allow_nan=False)  # NaN and infinity are no JSON
-        if not isinstance(content, dict):
-            raise TypeError(f"a {type(content).__name__}, not an object")
-        return content
+        return {**content}  # a TypeError for what is no object
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -428,9 +424,7 @@ def load_checkpoint(path: Path) -> dict | None:
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():
                 raise ValueError(f"the checksum of {broken} is another one")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError(f"a {type(state).__name__}, not a dictionary")
-        return state
+        # a TypeError for what is no dictionary
+        return {**torch.load(path, map_location="cpu", weights_only=True)}
     except Exception as error:  # whatever unpickling makes of a foreign file
         raise _damaged(path, error) from error

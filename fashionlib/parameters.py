@@ -129,8 +129,7 @@ def check_recipe(recipe: object) -> None:
     for name in filter(allowed().get, known):
         value, found = known[name], _checked(name, name, known[name], None, known)
         if type(value) not in (type(found), int):  # an int may stand for a float
-            kind = type(found).__name__
-            raise InputError(f"{name} must be of type {kind}; found {value!r}.")
+            raise InputError(f"{name} must be like {found!r}; found {value!r}.")
 
 
 def _check_names(names, defaults: dict, where: str) -> None:
