@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import errno
 import functools
 import hashlib
+import io
 import json
 import os
-import shutil
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from fashionlib import runtime
 from fashionlib.runtime import InputError
@@ -29,17 +31,18 @@ from fashionlib.runtime import InputError
 if TYPE_CHECKING:
     import torch
 
-METRICS = {  # entry of metrics.json: the notebook that writes it
+MADE_BY = {  # entry of metrics.json, or file: the notebook that writes it
     "data": "01_data_preparation",
+    "prepared": "01_data_preparation",
     "classifier": "02_resnet152",
+    "classifier.safetensors": "02_resnet152",
     "guided_backprop": "03_guided_backprop",
     "average_saliency": "04_average_saliency",
     "dcgan": "05_dcgan",
+    **{f"dcgan_{label}.safetensors": "05_dcgan" for label in range(6)},
+    "resolution": "07_resolution",
+    "transfer": "08_transfer",
 }
-BEYOND = {"resolution": "07_resolution", "transfer": "08_transfer"}  # entries of part 2
-FILES = {"prepared": "data", "classifier.safetensors": "classifier"}  # whose entry
-UNKNOWN = "-" * 32  # where a checksum will stand
-NO_OBJECT = (TypeError, AttributeError, RecursionError)  # JSON, but not as it must be
 
 
 def path(run: str) -> Path:
@@ -69,25 +72,21 @@ def require(run: str, name: str) -> Path:
     Taught in: chapter 2
     """
     wanted = path(run) / name
-    finished = wanted / "manifest.json" if name == "prepared" else wanted
-    if not finished.is_file():
-        is_dcgan = name.startswith("dcgan_")
-        raise _missing(name, run, FILES.get(name, "dcgan" if is_dcgan else name))
+    if not wanted.exists():
+        raise _missing(run, name)
     return wanted
 
 
-def _missing(what: str, run: str, entry: str) -> InputError:
-    if entry not in METRICS | BEYOND:
-        known = ", ".join([*METRICS, *BEYOND])
-        return InputError(f"no chapter makes {entry!r}; metrics.json has {known}.")
-    chapter = (METRICS | BEYOND)[entry]
+def _missing(run: str, name: str) -> InputError:
+    if name not in MADE_BY:
+        return InputError(f"no chapter makes {name!r}; they make {', '.join(MADE_BY)}.")
+    chapter = MADE_BY[name]
     profile = f"profiles/{run}/{chapter}.yml"
-    options = "" if run == "sample" else f" -p run {run}"
-    if (runtime.project_root() / profile).exists():
-        options = f" -f {profile}"
+    has_profile = (runtime.project_root() / profile).exists()
+    options = f"-f {profile}" if has_profile else f"-p run {run}"
     return InputError(
-        f"{what} of run {run!r} is missing: chapter {chapter} makes it. Run that "
-        f"notebook first, or: papermill notebooks/{chapter}.ipynb out.ipynb{options}"
+        f"{name} of run {run!r} is missing: chapter {chapter} makes it. Run that "
+        f"notebook first, or: papermill notebooks/{chapter}.ipynb out.ipynb {options}"
     )
 
 
@@ -115,18 +114,19 @@ def publish(run: str, chapter: str, results: dict, *, extend: bool = False) -> N
 
 
 @contextlib.contextmanager
-def locked(path: Path, patience: float = 1) -> Iterator[None]:
-    """One process at a time writes `path`; another waits, and says so.
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time writes `path`; another waits, and says so after a second.
 
-    patience: seconds that it waits before. The system frees a killed process's lock.
+    Its folder is created if need be. The system frees a killed process's lock.
     Taught in: chapter 1
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(f"{path}.lock")
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            held = lock.acquire(timeout=patience)
+            held = lock.acquire(timeout=1)
         except Timeout:
             print(f"{path.name}: another process is writing it; waiting for that")
             held = lock.acquire()
@@ -135,21 +135,20 @@ def locked(path: Path, patience: float = 1) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """Estimates as two keys; tuples, arrays and tensors as lists."""
-    if isinstance(value, dict):
-        plain = {}
-        for key, item in value.items():
-            if hasattr(item, "ci95"):
-                plain |= {key: item.value, f"{key}_ci95": item.ci95}
-                if item.reason:
-                    plain |= {key: None, f"{key}_ci95": None}
-                    plain[f"{key}_reason"] = item.reason
-            else:
-                plain[str(key)] = _plain(item)
-        return plain
+    """Estimates as two keys, or three; tuples, arrays and tensors as lists."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, dict):
+        return value.tolist() if hasattr(value, "tolist") else value
+    plain = {}
+    for key, item in value.items():
+        if not hasattr(item, "ci95"):
+            plain[str(key)] = _plain(item)
+        elif item.reason:
+            plain |= {key: None, f"{key}_ci95": None, f"{key}_reason": item.reason}
+        else:
+            plain |= {key: item.value, f"{key}_ci95": item.ci95}
+    return plain
 
 
 def read_metrics(run: str, *names: str) -> dict:
@@ -160,11 +159,8 @@ def read_metrics(run: str, *names: str) -> dict:
     """
     metrics = read_json(path(run) / "metrics.json")
     for name in names:
-        if name not in metrics:
-            raise _missing(f"the entry {name!r} in metrics.json", run, name)
-        if not isinstance(metrics[name], dict):
-            found = TypeError(f"{name}: a {type(metrics[name]).__name__}, no object")
-            raise _damaged(path(run) / "metrics.json", found)
+        if not isinstance(metrics.get(name), dict):
+            raise _missing(run, name)
     return metrics
 
 
@@ -177,8 +173,7 @@ def measured(name: str) -> dict:
     path = runtime.project_root() / "benchmarks" / "results" / f"{name}.json"
     if not path.exists():
         raise InputError(
-            f"{path.name} is missing in benchmarks/results: make bench or make "
-            "experiments writes it."
+            f"{path} is missing: make bench or make experiments writes it."
         )
     return read_json(path)
 
@@ -190,23 +185,13 @@ def read_json(path: Path) -> dict:
     Taught in: chapter 2
     """
     try:
-        return _as_object(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, allow_nan=False)  # NaN and infinity are no JSON
+        return {**content}  # a TypeError for what is no object
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, *NO_OBJECT) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
-
-
-def _as_object(text: str | bytes) -> dict:
-    """JSON's object in `text`; NaN and infinity are no JSON."""
-    content = json.loads(text, parse_constant=_no_number)
-    if not isinstance(content, dict):
-        raise TypeError(f"a {type(content).__name__}, not an object")
-    return content
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -232,8 +217,25 @@ def write_text(path: Path, text: str) -> None:
 
     Taught in: chapter 1
     """
-    with _renamed(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    _write(path, text.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write to a temporary name and rename; nothing stays of it on an error."""
+    import psutil
+
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        for left in path.parent.glob("*.*.tmp"):  # by a process that was killed
+            pid = left.name.split(".")[-2]
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                left.unlink(missing_ok=True)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -244,49 +246,11 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        # torch reports an error of its file as another one that follows from it
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
+    except OSError as error:
         raise InputError(
-            f"{path} was not written: {refusal(cause, path)} and run again. "
-            "Earlier results are as they were."
+            f"{path} was not written ({error}): make room, change its mode or set "
+            "FASHION_BUILD, and run again. Earlier results are as they were."
         ) from error
-
-
-def refusal(error: OSError, path: Path) -> str:
-    """What the system refused to write at `path`, and what to do: part of a sentence.
-
-    Taught in: chapter 1
-    """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        there = next(parent for parent in path.absolute().parents if parent.is_dir())
-        free = shutil.disk_usage(there).free / 2**20
-        return f"the disk is full ({free:,.0f} MiB free): make room"
-    where, why = error.filename or path, error.strerror or error
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where} cannot be written ({why}): change its mode or FASHION_BUILD"
-    return f"{where}: {why}; mend that"
-
-
-@contextlib.contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed at the end; nothing stays on an error."""
-    import psutil
-
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        for left in path.parent.glob("*.*.tmp"):  # by a process that was killed
-            pid = left.suffixes[-2][1:]
-            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-                left.unlink(missing_ok=True)
-        try:
-            yield temporary
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
 
 # --- checksums ------------------------------------------------------------------------
@@ -297,8 +261,6 @@ def sealed(content: dict) -> dict:
 
     Taught in: chapter 1
     """
-    import xxhash
-
     text = json.dumps(content, sort_keys=True)
     return content | {"seal": xxhash.xxh3_128_hexdigest(text.encode())}
 
@@ -328,8 +290,6 @@ def checksum(path: Path) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _read_checksum(path: Path, *state: int) -> str:
-    import xxhash
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
@@ -340,24 +300,16 @@ def _read_checksum(path: Path, *state: int) -> str:
 def save_weights(path: Path, model: torch.nn.Module, settings: dict) -> None:
     """Write a model's weights (.safetensors), its settings in the header and as .json.
 
-    The header also holds a checksum of the file, taken with dashes in its place.
+    The header also holds a checksum: of the file as it is without that.
     Taught in: chapter 2
     """
     from safetensors.torch import save
 
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    notes = {"settings": _to_json(path, settings), "checksum": UNKNOWN}
-    content = save(state, notes)
-    content = content.replace(UNKNOWN.encode(), _checksum(content), 1)
-    with _renamed(path) as temporary:
-        temporary.write_bytes(content)
+    notes = {"settings": _to_json(path, settings)}
+    notes["checksum"] = xxhash.xxh3_128_hexdigest(save(state, notes))
+    _write(path, save(state, notes))
     write_json(path.with_suffix(".json"), settings)
-
-
-def _checksum(content: bytes) -> bytes:
-    import xxhash
-
-    return xxhash.xxh3_128(content).hexdigest().encode()
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> dict:
@@ -366,19 +318,14 @@ def load_weights(path: Path, model: torch.nn.Module) -> dict:
     Raises InputError for a damaged file and for weights of another model.
     Taught in: chapter 2
     """
-    from safetensors.torch import load
-
-    settings, content = _read_weights(path)
+    settings, tensors = _read_weights(path)
+    state = OrderedDict(tensors)
+    # versions of the layers, without which MNASNet refuses
+    state._metadata = model.state_dict()._metadata
     try:
-        state = OrderedDict(load(content))
-        # versions of the layers, without which MNASNet refuses
-        state._metadata = model.state_dict()._metadata
         model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(
-            f"{path.name} does not fit {type(model).__name__}: {reason}"
-        ) from error
+    except RuntimeError as error:  # it names the network
+        raise InputError(f"{path.name} does not fit: {error}") from error
     return settings
 
 
@@ -391,25 +338,27 @@ def read_settings(path: Path) -> dict:
     return _read_weights(path)[0]
 
 
-def _read_weights(path: Path) -> tuple[dict, bytes]:
-    """Settings and bytes of a file that `save_weights` wrote: each byte is checked."""
+def _read_weights(path: Path) -> tuple[dict, dict]:
+    """Settings and tensors of a file that `save_weights` wrote, all of it checked."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save
+
     try:
-        content = path.read_bytes()
-        length = int.from_bytes(content[:8], "little")  # of the header
-        notes = _as_object(content[8 : 8 + length])["__metadata__"]
-        found = notes["checksum"].encode()
-        if _checksum(content.replace(found, UNKNOWN.encode(), 1)) != found:
+        with safe_open(path, "pt") as file:
+            notes = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        checksum = notes.pop("checksum")
+        if xxhash.xxh3_128_hexdigest(save(state, notes)) != checksum:
             raise ValueError("its checksum is another one")
-        return _as_object(notes["settings"]), content
-    except (OSError, LookupError, ValueError, *NO_OBJECT) as error:
+        return json.loads(notes["settings"]), state
+    except (OSError, SafetensorError, LookupError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return InputError(
-        f"{path} is damaged or not one of this course's files ({reason:.100}): move it "
-        "away and run again."
+        f"{path} is damaged or not one of this course's files ({error!r:.100}): "
+        "move it away and run again."
     )
 
 
@@ -455,8 +404,9 @@ def save_checkpoint(path: Path, state: dict) -> None:
     """
     import torch
 
-    with _renamed(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+    content = io.BytesIO()
+    torch.save(state, content)
+    _write(path, content.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict | None:
@@ -466,21 +416,15 @@ def load_checkpoint(path: Path) -> dict | None:
     a checksum of every tensor and compares none.
     Taught in: chapter 2
     """
-    import pickle
-    import zipfile
-
     import torch
 
     if not path.exists():
         return None
-    damage = (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile)
     try:
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():
                 raise ValueError(f"the checksum of {broken} is another one")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError(f"a {type(state).__name__}, not a dictionary")
-        return state
-    except (*damage, TypeError, LookupError, pickle.PickleError) as error:
+        # a TypeError for what is no dictionary
+        return {**torch.load(path, map_location="cpu", weights_only=True)}
+    except Exception as error:  # whatever unpickling makes of a foreign file
         raise _damaged(path, error) from error

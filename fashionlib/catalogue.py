@@ -66,23 +66,20 @@ def read_styles(source) -> tuple[pd.DataFrame, int]:
     """
     where = f"styles.csv of {source.path}"
     first, *others = read_lines(source) or [""]
-    header = ", ".join(map(_unquoted, _fields(first)))
-    if header != ", ".join(COLUMNS):
-        raise InputError(
-            f"{where}: expected the columns {', '.join(COLUMNS)}; "
-            f"found {header or 'none'}."
-        )
+    expected, header = ", ".join(COLUMNS), ", ".join(map(_unquoted, _fields(first)))
+    if header != expected:
+        found = header or "none"
+        raise InputError(f"{where}: expected the columns {expected}; found {found}.")
     rows = [_fields(line) for line in others]
     for line, row in zip(others, rows, strict=True):
         if len(row) < len(COLUMNS) or not re.fullmatch(r"[0-9]{1,18}", row[0]):
             raise InputError(
-                f"{where}: expected {len(COLUMNS)} fields that begin with a number, "
-                f"found {line!r:.200}."
+                f"{where}: expected 10 fields that begin with a number: {line!r:.200}."
             )
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"id": "int64"})
-    if table["id"].duplicated().any():
-        twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
-        raise InputError(f"{where}: id {twice} comes twice; ids must be unique.")
+    twice = table["id"][table["id"].duplicated()]
+    if len(twice):
+        raise InputError(f"{where}: id {twice.iloc[0]} comes twice: give each its own.")
     _check_spelling(where, table["gender"], GENDERS)
     _check_spelling(where, table["masterCategory"], CATEGORIES[:2])
     name, year = table["productDisplayName"], table["year"]

@@ -4,57 +4,31 @@
     parameters.check("02_resnet152", globals())       # first cell of a chapter
 
 The notebook's cell tagged `parameters` is the only list of names and defaults, and
-`ALLOWED` says which values are. make, papermill, JupyterLab, the command line and both
-recipes pass through the same check.
+parameters.toml says which values are allowed. make, papermill, JupyterLab, the command
+line and both recipes pass through the same check.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import json
 import math
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from fashionlib import runtime
 from fashionlib.runtime import InputError
 
-# The type of each parameter (of each element of a list), and the words or the interval
-# that it must lie in: [0, 1) holds 0, but not 1; a limit may be another parameter.
-ALLOWED = {
-    "str": "run source architecture weights extractors",
-    "str in squash|pad|crop": "resize_mode",
-    "str in imagenet|small": "stem",
-    "str in adam|adamw": "optimizer",
-    "str in constant|one-cycle": "schedule",
-    "str in plain|best": "recipe",
-    "str in none|imagenet": "extractor_weights",
-    f"str in {'|'.join(runtime.PRECISIONS)}": "precision",
-    "bool": "group_names flip probe_first frozen_batch_norm compiled test_time_flip "
-    "inception imagenet",
-    "int in [0, 4294967295]": "seed seeds",  # what every random generator takes
-    "int in [8, 4096]": "size sizes",
-    "int in [8, size]": "sides",
-    "int in [8, size)": "gan_side",
-    "int in [0, size)": "crop",
-    "int in [32, 512]": "drawing_size",
-    "int in [0, 5]": "classes",
-    "int in [-1, inf)": "workers",
-    "int in [2, inf)": "batch_size image_count",  # BatchNorm compares images
-    "int in [0, batch_size]": "micro_batch",
-    "int in [0, epochs]": "low_res_epochs",
-    "int in [1, image_count]": "deletion_images slow_images",
-    "int in [1, inf)": "epochs drawing_epochs pretraining_epochs steps deletion_steps "
-    "face_images latent_dim base_channels",
-    "int in [12, inf)": "extractor_images drawing_count distance_images",
-    "int in [0, inf)": "04_average_saliency.image_count",  # 0: all
-    "float in (0, inf)": "learning_rate",
-    "float in [0, inf)": "weight_decay",
-    "float in [0, 1)": "label_smoothing ema_decay beta1",
-    "float in (0, 1]": "label_fractions",
-}
-ALLOWED = {name: kind for kind, names in ALLOWED.items() for name in names.split()}
 REPEATED = ("size", "epochs")  # lists that may hold a value twice
+
+
+@functools.cache
+def allowed() -> dict[str, str]:
+    """What each parameter may be, as in parameters.toml. Taught in: chapter 1"""
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 
 def profiles() -> list[str]:
@@ -78,17 +52,16 @@ def notebook_defaults(chapter: str) -> dict[str, Any]:
     Taught in: chapter 1
     """
     path = runtime.project_root() / "notebooks" / f"{chapter}.ipynb"
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            defaults = {}
-            try:
-                for line in ast.parse("".join(cell["source"])).body:
-                    defaults[line.targets[0].id] = ast.literal_eval(line.value)
-            except (AttributeError, SyntaxError, ValueError) as error:
-                expected = "the cell tagged `parameters` must hold lines `name = value`"
-                raise InputError(f"{path}: {expected}, found {error}.") from error
-            return defaults
-    raise InputError(f"{path} has no cell tagged `parameters`.")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    tagged = [
+        each for each in cells if "parameters" in each["metadata"].get("tags", [])
+    ]
+    try:
+        lines = ast.parse("".join(tagged[0]["source"])).body
+        return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+    except (AttributeError, IndexError, SyntaxError, ValueError) as error:
+        expected = "a cell tagged `parameters`, of lines `name = value`"
+        raise InputError(f"{path} must have {expected}; found {error}.") from error
 
 
 def for_profile(chapter: str, profile: str) -> dict[str, Any]:
@@ -104,21 +77,18 @@ def for_profile(chapter: str, profile: str) -> dict[str, Any]:
         names = ", ".join(profiles())
         raise InputError(f"PROFILE must be one of {names}; found {profile!r}.")
     defaults = notebook_defaults(chapter)
-    path = runtime.project_root() / "profiles" / profile / f"{chapter}.yml"
-    if not path.exists():
-        return defaults | {"run": profile}
     where = f"profiles/{profile}/{chapter}.yml"
+    path = runtime.project_root() / where
     try:
-        chosen = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        chosen = yaml.safe_load(path.read_bytes()) if path.exists() else None
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{where} is not valid YAML: {reason}") from error
-    if not isinstance(chosen, dict):
-        found = type(chosen).__name__
-        raise InputError(f"{where} must hold lines `name: value`, found {found}.")
+        raise InputError(f"{where} is not valid YAML: {error}") from error
+    if not isinstance(chosen or {}, dict):
+        raise InputError(f"{where} must hold lines `name: value`; found {chosen!r}.")
+    chosen = {"run": profile} | (chosen or {})
     _check_names(chosen, defaults, where)
     check(chapter, chosen, where)
-    if chosen.setdefault("run", profile) != profile:
+    if chosen["run"] != profile:
         raise InputError(f"{where}: run must be {profile}; found {chosen['run']}.")
     return defaults | chosen
 
@@ -139,7 +109,7 @@ def check(chapter: str, values: dict[str, Any], where: str = "") -> None:
             names = [each.targets[0].id for each in ast.parse(executed).body]
             _check_names(names, defaults, where)
     for name, default in defaults.items():
-        key = f"{chapter}.{name}" if f"{chapter}.{name}" in ALLOWED else name
+        key = f"{chapter}.{name}" if f"{chapter}.{name}" in allowed() else name
         value = values.get(name, default)
         known[name] = _checked(f"{where}: {name}", key, value, default, known)
     runtime.check_run(known.get("run", "sample"))
@@ -156,22 +126,19 @@ def check_recipe(recipe: object) -> None:
     Taught in: chapter 2
     """
     known = vars(recipe)
-    for name in filter(ALLOWED.get, known):
+    for name in filter(allowed().get, known):
         value, found = known[name], _checked(name, name, known[name], None, known)
         if type(value) not in (type(found), int):  # an int may stand for a float
-            raise InputError(
-                f"{name} must be of type {ALLOWED[name]}; found {value!r}."
-            )
+            raise InputError(f"{name} must be like {found!r}; found {value!r}.")
 
 
 def _check_names(names, defaults: dict, where: str) -> None:
     """Refuse a name that the chapter does not have, with the one that is meant."""
     for name in names:
         if name not in defaults:
-            near = difflib.get_close_matches(str(name), defaults, n=1)
-            known = f"known: {', '.join(defaults)}."
-            hint = f"did you mean {near[0]!r}?" if near else known
-            raise InputError(f"{where}: the notebook has no parameter {name!r}; {hint}")
+            near = difflib.get_close_matches(str(name), defaults, n=1) or defaults
+            missing = f"the notebook has no parameter {name!r}"
+            raise InputError(f"{where}: {missing}; it has {', '.join(near)}.")
 
 
 def _checked(label: str, name: str, value: Any, default: Any, known: dict) -> Any:
@@ -179,7 +146,7 @@ def _checked(label: str, name: str, value: Any, default: Any, known: dict) -> An
     try:
         return _converted(name, value, default, known)
     except (TypeError, ValueError, OverflowError, RecursionError):
-        kind = f"of type {ALLOWED.get(name, type(default).__name__)}"
+        kind = f"of type {allowed().get(name, type(default).__name__)}"
         if isinstance(default, list):
             once = "" if name in REPEATED else ", none twice"
             kind = f"a list like {default}{once}, each {kind}"
@@ -188,7 +155,7 @@ def _checked(label: str, name: str, value: Any, default: Any, known: dict) -> An
 
 def _converted(name: str, value: Any, default: Any, known: dict) -> Any:
     """The value as its type; an error where that is a guess, or out of its range."""
-    kind, _, limits = ALLOWED.get(name, type(default).__name__).partition(" in ")
+    kind, _, limits = allowed().get(name, type(default).__name__).partition(" in ")
     if isinstance(value, str) and (kind != "str" or isinstance(default, list)):
         value = json.loads(value.lower().replace("'", '"'))
     if isinstance(default, list):
@@ -213,10 +180,9 @@ def _converted_list(name: str, values: Any, default: list, known: dict) -> list:
         raise TypeError
     made = []
     for value in values:
-        if name == "sizes" and isinstance(value, list | tuple):
-            made.append(_converted_list("size", value, [0, 0], known))
-        else:
-            made.append(_converted(name, value, default[0], known))
+        is_pair = name == "sizes" and isinstance(value, list | tuple)
+        key, like = ("size", [0, 0]) if is_pair else (name, default[0])
+        made.append(_converted(key, value, like, known))
     twice = any(made.count(value) > 1 for value in made)
     if (twice and name not in REPEATED) or (name == "size" and len(made) != 2):
         raise ValueError

@@ -10,7 +10,6 @@ import.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import platform
 import random
@@ -18,7 +17,6 @@ import re
 import sys
 import threading
 import time
-import timeit
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,13 +87,12 @@ def device(name: str = "auto") -> torch.device:
     """
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "cpu": True}
-    there["mps"] = torch.backends.mps.is_available()
-    found = [kind for kind in ("cuda", "mps", "cpu") if there[kind]]
+    kinds = ("cuda", "mps", "cpu")
+    found = [kind for kind in kinds if getattr(torch, kind).is_available()]
     name = found[0] if name == "auto" else name
     if name.split(":")[0] not in found:
-        kinds = ", ".join(["auto", *found])
-        raise InputError(f"device must be one of {kinds} here; found {name!r}.")
+        there = ", ".join(["auto", *found])
+        raise InputError(f"device must be one of {there} here; found {name!r}.")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
@@ -105,9 +102,8 @@ def resolve_precision(device: torch.device, precision: str = "auto") -> str:
     """`bfloat16`, `float16` or `float32`: what `auto` stands for on this device.
 
     A GPU computes in bfloat16, or in float16 where it has no bfloat16 (T4, V100). A CPU
-    takes bfloat16 where it multiplies it natively *and* faster: AMD's processors with
-    AVX512-BF16 train ResNets 1.8 times as fast with it; an Intel processor without AMX
-    was seen to be half as fast, so both are timed once, in a tenth of a second.
+    takes bfloat16 where it has AMX, or AVX512-BF16 on AMD, whose processors train
+    ResNets 1.8 times as fast with that; one of Intel's without AMX was half as fast.
     Raises InputError for another name.
     Taught in: chapter 2
     """
@@ -122,23 +118,9 @@ def resolve_precision(device: torch.device, precision: str = "auto") -> str:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if native else "float16"
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bfloat16" if native and _bfloat16_is_faster() else "float32"
-
-
-@functools.cache
-def _bfloat16_is_faster() -> bool:
-    """Whether this CPU multiplies matrices faster in bfloat16; the best of eight."""
-    import torch
-
-    def seconds(dtype: torch.dtype) -> float:
-        matrix = torch.ones(1024, 1024, dtype=dtype)
-        return timeit.timeit("x @ x", globals={"x": matrix}, number=1)
-
-    # in turn, so that what else runs here disturbs both alike; the first ones warm up
-    rounds = [(seconds(torch.bfloat16), seconds(torch.float32)) for _ in range(8)]
-    bfloat16, float32 = map(min, zip(*rounds, strict=True))
-    return bfloat16 < float32
+    is_amd = "AMD" in capabilities.get("cpu_name", "")
+    fast = capabilities.get("avx512_bf16") if is_amd else capabilities.get("amx_bf16")
+    return "bfloat16" if fast else "float32"
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
@@ -259,19 +241,10 @@ def describe_machine() -> dict:
     import torch
     import torchvision
 
-    memory = psutil.virtual_memory().total / 2**30
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+    machine = {"cpu": name, "cores": psutil.cpu_count()}
+    machine["memory_gib"] = round(psutil.virtual_memory().total / 2**30, 1)
+    machine["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     versions = {each.__name__: each.__version__ for each in (torch, torchvision, numpy)}
-    machine = {"cpu": _processor_name(), "cores": psutil.cpu_count()}
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    machine |= {"memory_gib": round(memory, 1), "gpu": gpu}
     versions["python"] = platform.python_version()
     return {"machine": machine, "versions": versions}
-
-
-def _processor_name() -> str:
-    """Linux keeps the marketing name in /proc/cpuinfo; elsewhere platform knows it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -870,7 +870,7 @@ def test_a_full_disk(tmp_path):
     with small_disk(4) as disk:
         prepared = prepared_from(source, disk / "prepared")
         before = content(prepared.folder)
-        with pytest.raises(InputError, match=r"disk is full \(\d+ MiB free\)"):
+        with pytest.raises(InputError, match="No space left"):
             prepared_from(source, prepared.folder, sizes=[96])
         assert content(prepared.folder) == before
         assert not (disk / "prepared.partial").exists()  # its space was given back
@@ -895,7 +895,7 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(prepare, "_decode_chunk", fill_up_first)
-            with pytest.raises(InputError, match="disk is full"):
+            with pytest.raises(InputError, match="No space left"):
                 prepared_from(source, disk / "prepared", sizes=[96])
         done = [note for note in notes.iterdir() if note.stat().st_size]
         assert len(done) == 4  # kept, to go on from
@@ -915,11 +915,11 @@ def test_a_folder_that_cannot_be_written():
         with ordinary_user():
             prepared_from(source, folder)  # nothing to do, nothing written
             for place in (folder, base / "new"):
-                with pytest.raises(InputError, match="cannot be written"):
+                with pytest.raises(InputError, match="was not written"):
                     prepared_from(source, place, sizes=[8])
         base.chmod(0o777)  # what is replaced is closed, what is around it open
         (base / "prepared.lock").chmod(0o666)
-        with ordinary_user(), pytest.raises(InputError, match="cannot be written"):
+        with ordinary_user(), pytest.raises(InputError, match="was not written"):
             prepared_from(source, folder, sizes=[8])
         assert content(folder) == before
         images.load(folder)

@@ -295,7 +295,7 @@ def test_settings_that_cannot_be_drawn_are_refused(tmp_path, wrong):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     with full_disk(tmp_path / "disk", kibibytes=300) as disk:
-        with pytest.raises(InputError, match="disk is full"):
+        with pytest.raises(InputError, match="No space left"):
             synthetic.draw(disk / "synthetic", products=60)
         assert list(disk.iterdir()) == []
 

@@ -26,7 +26,7 @@ import re
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,7 +103,7 @@ def prepare(
     }
     if _finished(folder, settings):
         return folder
-    with _alone(folder):
+    with artifacts.locked(folder):
         if not _finished(folder, settings):  # another process may have been faster
             _check_ours(folder)
             _say_what_changed(folder, folder / "manifest.json", settings)
@@ -155,15 +155,6 @@ def _check_ours(folder: Path) -> None:
         if not OURS.fullmatch(path.name):
             message = f"{folder} would be replaced, and holds {path.name!r}"
             raise InputError(f"{message}, which no preparation made: give another one.")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time makes `folder`; what the system refuses is one line."""
-    with artifacts.writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with artifacts.locked(folder, patience=0):
-            yield
 
 
 def _say_what_changed(folder: Path, noted: Path, settings: dict) -> None:
