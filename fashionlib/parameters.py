@@ -81,7 +81,7 @@ def for_profile(chapter: str, profile: str) -> dict[str, Any]:
     path = runtime.project_root() / where
     try:
         chosen = yaml.safe_load(path.read_bytes()) if path.exists() else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(chosen or {}, dict):
         raise InputError(f"{where} must hold lines `name: value`; found {chosen!r}.")

@@ -60,6 +60,7 @@ def test_a_profile_changes_the_defaults(project):
         ("sizes: [64", "YAML"),
         ("- sizes", "name: value"),
         ("# caf\xe9: 3", "YAML"),
+        ("run: 2024-13-45", "YAML"),
     ],
 )
 def test_a_mistake_in_a_profile_is_one_line(project, text, word):
