@@ -185,10 +185,10 @@ def study(
     """Chapter 2 with the study's recipe on real images; the test set is used once."""
     folder = runtime.build_root() / "benchmarks" / "gpu"
     prepared = images.load(prepare.prepare(source, folder / "prepared", sizes=[224]))
-    options = {"architecture": "resnet152", "size": 224, "weights": weights}
+    options = {"architecture": "resnet152", "stem": "imagenet", "weights": weights}
     recipe = replace(STUDY, epochs=epochs)
     model, history = training.train_classifier(
-        prepared, folder, recipe, device=device, **options
+        prepared, folder, recipe, size=224, device=device, **options
     )
     name = f"the study's recipe, {epochs} epochs, weights {Path(weights).name}"
     seconds = [record["seconds"] for record in history]

@@ -144,19 +144,10 @@ class Recipe:
         check_recipe(self)
 
 
-def recipe_overrides(name: str) -> dict:
-    """What a named recipe changes in the paper's settings: "plain" nothing.
-
-    "best" is what helped on the real catalogue within 700 steps
-    (benchmarks/experiments/gan_recipes.py). The average of the weights helped as well;
-    it is set apart (`ema_decay`), as its decay depends on the number of steps.
-    Raises InputError for another name.
-    Taught in: chapter 5
-    """
-    overrides = {"plain": {}, "best": {"learning_rate": 4e-4}}
-    if name not in overrides:
-        raise InputError(f"recipe must be plain or best; found {name!r}.")
-    return overrides[name]
+# What a named recipe changes in the paper's settings. "best" is what helped on the real
+# catalogue within 700 steps (benchmarks/experiments/gan_recipes.py). The average of the
+# weights helped as well; `ema_decay` is set apart: it depends on the number of steps.
+RECIPES = {"plain": {}, "best": {"learning_rate": 4e-4}}
 
 
 # --- training -------------------------------------------------------------------------
@@ -362,16 +353,3 @@ def sample(generator: nn.Module, z: Tensor, *, batch_size: int = 256) -> np.ndar
         parts = [generator(part.to(device)) for part in z.split(batch_size)]
     pixels = torch.cat(parts).add(1).mul(127.5).round().byte()
     return pixels.permute(0, 2, 3, 1).cpu().contiguous().numpy()
-
-
-def load(path: Path, device: torch.device | str = "auto") -> tuple[Generator, dict]:
-    """A generator that chapter 5 saved, in `eval()`, and its recipe as a dictionary.
-
-    Raises InputError for a damaged file.
-    Taught in: chapter 5
-    """
-    settings = artifacts.read_settings(path)
-    generator = Generator(settings["latent_dim"], settings["base_channels"])
-    artifacts.load_weights(path, generator)
-    device = runtime.device(str(device))
-    return generator.to(device, memory_format=torch.channels_last).eval(), settings

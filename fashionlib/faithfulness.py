@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from fashionlib.evaluation import Estimate, no_estimate
@@ -38,17 +39,11 @@ def similarity(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     """
     scores = torch.full((len(a),), torch.nan, dtype=torch.float64)
     for i, (first, second, inside) in enumerate(zip(a, b, mask, strict=True)):
-        ranks = torch.stack([_ranks(first[inside]), _ranks(second[inside])])
-        if ranks.shape[1] > 1:
+        values = torch.stack([first[inside], second[inside]]).cpu()  # (2, pixels)
+        if values.shape[1] > 1:
+            ranks = torch.from_numpy(rankdata(values, axis=1))  # equal ones share one
             scores[i] = torch.corrcoef(ranks)[0, 1]
     return scores
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks 1 to N of values (N,), equal ones sharing theirs: float64 on the CPU."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    counts = counts.cpu().double()
-    return (counts.cumsum(0) - (counts - 1) / 2)[inverse.cpu()]
 
 
 def stages(model: nn.Module) -> list[str]:
@@ -82,12 +77,11 @@ def randomize_weights(model: nn.Module, *, seed=0, last: int | None = None) -> I
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(seed)
-            drawn = set()  # what has been drawn once stays when the next stage follows
+            modules = {}  # in order: what a stage before has drawn, the next one leaves
             for name in stages(model)[:last]:
-                for module in model.get_submodule(name).modules():
-                    if module not in drawn:
-                        _randomize(module)
-                        drawn.add(module)
+                modules |= dict.fromkeys(model.get_submodule(name).modules())
+            for module in modules:
+                _randomize(module)
         yield model
     finally:
         model.load_state_dict(kept)

@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,6 @@ from fashionlib.catalogue import CLASS_NAMES
 from fashionlib.data.prepare import VERSION, Size, size_name
 from fashionlib.runtime import InputError
 
-__all__ = ["ImageSet", "Prepared", "Size", "batches", "load", "size_name"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB in [0, 1]
 NEAR_WHITE = 240  # of 255: the background of most product photographs
 CACHE = 2**18  # numbers normalized at a time: 1 MiB of float32, one core's L2 cache
@@ -81,25 +80,10 @@ class Prepared:
         """
         name = f"{kind}_{size_name(size)}.npy"
         if name not in self.manifest["checksums"]:
-            sizes = ", ".join(self.manifest["settings"]["sizes"])
-            raise InputError(
-                f"{kind} of {size_name(size)} were not prepared; there are: {sizes}. "
-                "Add the size to chapter 1."
-            )
-        manifest = artifacts.read_sealed(self.folder / "manifest.json")
-        if manifest == self.manifest and self._is_whole(name):
-            return np.load(self.folder / name, mmap_mode="r")
-        raise InputError(
-            f"{name} in {self.folder} is damaged or newer than what was loaded: "
-            "restart the notebook, and if that does not help delete the folder and run "
-            "chapter 01_data_preparation again."
-        )
-
-    def _is_whole(self, name: str) -> bool:
-        with contextlib.suppress(OSError):
-            found = artifacts.checksum(self.folder / name)
-            return found == self.manifest["checksums"][name]
-        return False
+            known = ", ".join(self.manifest["settings"]["sizes"])
+            found = f"{kind} of {size_name(size)} were not prepared"
+            raise InputError(f"{found}; there are: {known}. Add the size to chapter 1.")
+        return np.load(_intact(self.folder, self.manifest, name), mmap_mode="r")
 
     def subset(self, split: str, size: Size, classes=None) -> ImageSet:
         """The products of one set (`train`, `validation`, `test`), or some classes.
@@ -130,15 +114,21 @@ def load(folder: Path) -> Prepared:
 
     Taught in: chapter 2
     """
-    folder = Path(folder)
     manifest = artifacts.read_sealed(folder / "manifest.json")
+    index = pd.read_parquet(_intact(folder, manifest, "index.parquet"))
+    return Prepared(folder, index, manifest)
+
+
+def _intact(folder: Path, manifest: dict, name: str) -> Path:
+    """Path of a file that is as the manifest says. Raises InputError for any other."""
     if manifest.get("settings", {}).get("version") == VERSION:
-        prepared = Prepared(folder, pd.DataFrame(), manifest)
-        if prepared._is_whole("index.parquet"):
-            return replace(prepared, index=pd.read_parquet(folder / "index.parquet"))
+        with contextlib.suppress(OSError):
+            if artifacts.checksum(folder / name) == manifest["checksums"][name]:
+                return folder / name
     raise InputError(
-        f"{folder} is not a finished preparation of this version: delete it and run "
-        "chapter 01_data_preparation again."
+        f"{folder} is not a finished preparation of this version ({name} is missing, "
+        "damaged, or newer than what was loaded): restart the notebook; if that does "
+        "not help, delete the folder and run chapter 01_data_preparation again."
     )
 
 
@@ -197,21 +187,20 @@ def batches(
     seed: int = 0,
     flip: bool = False,
     crop: int = 0,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
     first_batch: int = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (pixels, labels): normalized (B, 3, H, W) in channels_last, int64 (B,).
 
-    dtype: of the pixels, float32 if None. epoch: None keeps the order and changes
-    nothing; a number shuffles, and then `flip` mirrors half of the images and `crop`
-    takes each from a window moved by up to that many pixels, edges repeated (as
-    torchvision's RandomCrop with padding). What happens to a sample depends only on
-    (seed, epoch, sample): the same in one process and in many.
-    Shuffled ones are those of `batch_bounds`. first_batch: where to begin. rank,
-    world_size: this process's images of each batch, at least one. Of a set that was
-    moved by `to_device` they are gathered there.
+    dtype: of the pixels. epoch: None keeps the order and changes nothing; a number
+    shuffles, and then `flip` mirrors half of the images and `crop` takes each from a
+    window moved by up to that many pixels, edges repeated (as torchvision's RandomCrop
+    with padding). What happens to a sample depends only on (seed, epoch, sample): the
+    same in one process and in many. Shuffled ones are those of `batch_bounds`.
+    first_batch: where to begin. rank, world_size: this process's images of each batch,
+    at least one. Of a set that was moved by `to_device` they are gathered there.
     Taught in: chapter 2
     """
     device, count = torch.device(device), len(data.rows)
@@ -310,16 +299,14 @@ def to_device(data: ImageSet, device: torch.device) -> ImageSet:
 # --- pixels ---------------------------------------------------------------------------
 
 
-def normalize(pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def normalize(pixels: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
     """uint8 (B, H, W, 3) to `dtype` (B, 3, H, W) in channels_last, by MEAN and STD.
 
-    dtype: float32 if None. Works in blocks that stay in the processor's cache, so that
-    memory is written once.
+    Works in blocks that stay in the processor's cache, so that memory is written once.
     Taught in: chapter 2
     """
     count, height, width, _ = pixels.shape
     scale, shift = _scale_and_shift(pixels.device, width)
-    dtype = dtype or torch.float32
     result = torch.empty(pixels.shape, dtype=dtype, device=pixels.device)
     lines = pixels.reshape(count, height, 3 * width)
     target = result.view(count, height, 3 * width)

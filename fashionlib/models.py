@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from fashionlib import artifacts, images, runtime
 from fashionlib.catalogue import CLASS_NAMES
@@ -135,26 +134,25 @@ def download(url: str, what: str) -> dict[str, torch.Tensor]:
 
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
     """Load a network's weights; only the last layer may be one for other classes."""
-    last = last_layer(model)
+    last, loaded = last_layer(model), OrderedDict()
+    # MNASNet refuses weights without a version; other layers take them for old ones
+    loaded._metadata = {"": model.state_dict()._metadata[""]}
     names = {module: name for name, module in model.named_modules()}
     try:
-        if not hasattr(state, "_metadata"):  # without a version MNASNet refuses
-            state = OrderedDict(state)
-            state._metadata = {"": model.state_dict()._metadata[""]}
-        for wrapper in ("module.", "_orig_mod."):  # of several processes, compiled
-            consume_prefix_in_state_dict_if_present(state, wrapper)
-        for name, value in list(state.items()):
+        for name, value in state.items():
             if not value.isfinite().all():
                 raise ValueError(f"{name} holds NaN or infinity")
-            del state[name]
+            # of a network of several processes, or a compiled one
+            name = re.sub(r"^((module|_orig_mod)\.)+", "", name)
+            # A DenseNet's file says norm.1, where torchvision by now says norm1
+            name = re.sub(r"(denselayer\d+\.\w+)\.([12])\.", r"\1\2.", name)
             # Not the auxiliary outputs that GoogLeNet and Inception have in training
             if not name.lower().startswith("aux"):
-                # A DenseNet's file says norm.1, where torchvision by now says norm1
-                state[re.sub(r"(denselayer\d+\.\w+)\.([12])\.", r"\1\2.", name)] = value
+                loaded[name] = value
         for name, own in last.named_parameters(prefix=names[last]):
-            if len(state.get(name, ())) != len(own):
-                state[name] = own.detach()  # stays random
-        model.load_state_dict(state)
+            if len(loaded.get(name, ())) != len(own):
+                loaded[name] = own.detach()  # stays random
+        model.load_state_dict(loaded)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"weights {origin!r} do not fit: {reason:.200}") from error
@@ -170,8 +168,7 @@ def last_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
     where there is none.
     Taught in: chapter 2
     """
-    kinds = nn.Linear, nn.Conv2d
-    layers = [module for module in model.modules() if isinstance(module, kinds)]
+    layers = [x for x in model.modules() if isinstance(x, nn.Linear | nn.Conv2d)]
     if not layers:
         raise InputError(f"{type(model).__name__} has no linear layer or convolution.")
     return layers[-1]
@@ -189,10 +186,9 @@ def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         raise
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         count, _, height, width = pixels.shape
-        found = f"images of {height}x{width}, {count} at a time"
-        expected = f"{type(model).__name__} cannot take {found}: take others"
-        reason = " ".join(str(error).split())
-        raise InputError(f"{expected}. torch: {reason:.150}") from error
+        found = f"images of {height}x{width}, {count} at a time: take others"
+        reason = f"{type(model).__name__} cannot take {found}. torch: {error!s:.150}"
+        raise InputError(reason) from error
 
 
 def extract_features(
@@ -208,7 +204,7 @@ def extract_features(
     if not len(data.rows):
         raise InputError("there are no images here; a larger catalogue has some.")
     device = runtime.device(str(device))
-    size = data.images.shape[1:3] if size is None else size
+    size = size or data.images.shape[1:3]
     size = (size, size) if isinstance(size, int) else tuple(size)
     features, logits = [], []
 
@@ -265,8 +261,7 @@ def set_head_to_probe(model: nn.Module, data: ImageSet, **options) -> None:
     """
     head = last_layer(model)
     if not isinstance(head, nn.Linear):
-        name = type(model).__name__
-        raise InputError(f"{name} does not end in a linear layer: it takes no probe.")
+        raise InputError(f"{type(model).__name__} ends in no linear layer: no probe.")
     features, _ = extract_features(model, data, **options)
     weight, bias = linear_probe(features, data.labels, head.out_features)
     head.load_state_dict({"weight": weight, "bias": bias})
@@ -299,8 +294,7 @@ def load(folder: Path, device: torch.device | str = "auto") -> tuple[nn.Module, 
     """
     path = Path(folder) / "classifier.safetensors"
     settings = artifacts.read_settings(path)
-    names = ("architecture", "stem", "classes")
-    model = build(**{name: settings[name] for name in names})
+    model = build(settings["architecture"], stem=settings["stem"])
     artifacts.load_weights(path, model)
     model.transform_input = settings["weights"] == "imagenet"  # as in `build`
     return model.to(runtime.device(str(device))).eval(), settings

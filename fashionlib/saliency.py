@@ -171,11 +171,9 @@ def last_map(model: nn.Module) -> nn.Module:
     without = hasattr(model, "conv_proj") or isinstance(model, torch.fx.GraphModule)
     if without or not layers:
         raise InputError(f"no layer of {type(model).__name__} is a last feature map.")
-    for name in LAST_MAPS:
-        if hasattr(model, name):
-            layer = getattr(model, name)
-            return layer[-1] if isinstance(layer, nn.ModuleList) else layer
-    return layers[-1]
+    parts = dict(model.named_children())
+    layer = next((parts[name] for name in LAST_MAPS if name in parts), layers[-1])
+    return layer[-1] if isinstance(layer, nn.ModuleList) else layer
 
 
 def grad_cam(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:

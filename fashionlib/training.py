@@ -22,7 +22,7 @@ import copy
 import itertools
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def fit(
     compiled: bool = False,
     checkpoint: Path | None = None,
     settings: dict | None = None,
-    on_start: Callable[[], None] | None = None,
+    probe_first: bool = False,
 ) -> list[dict]:
     """Train `model` in place; returns one record an epoch.
 
@@ -107,8 +107,9 @@ def fit(
     compiled: run whole batches through `torch.compile`. checkpoint: a path without
     suffix; a run that was stopped goes on from the file written there, a finished one
     returns at once (several machines need a folder in common). settings: what else
-    names the computation there: network, data (`Prepared.checksum`). on_start: called
-    where there is nothing to go on from.
+    names the computation there: network, data (`Prepared.checksum`). probe_first:
+    begin with the last layer that fits the first weights' features best
+    (`models.set_head_to_probe`).
     Raises InputError for no images, for those that the network cannot take
     (`check_images`) or that are not larger than `crop`, for a loss that is not finite,
     and where a batch does not fit into the GPU's memory.
@@ -118,21 +119,20 @@ def fit(
         raise InputError("there is no image to train on: take more classes or images.")
     if validation is not None and not len(validation.rows):
         raise InputError("the validation set has no image: take None or more images.")
-    if recipe.crop >= (side := min(train.images.shape[1:3])):
-        raise InputError(f"crop must be below {side} pixels; found {recipe.crop}.")
     device = runtime.device(str(device))
     runtime.join_processes(device)
     options = {"recipe": recipe, "precision": precision, "compiled": compiled}
     path = state = None
     if checkpoint is not None:
-        named = {**options, "recipe": asdict(recipe), **(settings or {})}
-        path = artifacts.checkpoint_path(checkpoint, named, CODE)
+        named = options | {"recipe": asdict(recipe), "probe_first": probe_first}
+        path = artifacts.checkpoint_path(checkpoint, named | (settings or {}), CODE)
         state = artifacts.load_checkpoint(path)
     model.to(device)
     if state is None:
         check_images(model, train, recipe, device)
-        if on_start is not None:
-            on_start()
+        if probe_first:
+            where = {"device": device, "precision": precision}
+            models.set_head_to_probe(model, train, **where)
     trainer = Trainer(model, train, device=device, **options)
     if state is not None:
         trainer.load_state_dict(state)
@@ -168,8 +168,7 @@ def check_images(model, train: ImageSet, recipe: Recipe, device: torch.device) -
     """
     height, width = train.images.shape[1:3]
     if recipe.crop >= min(height, width):
-        found = f"{recipe.crop} for images of {height}x{width}"
-        raise InputError(f"crop must be smaller than the images; found {found}.")
+        raise InputError(f"crop must be below {height}x{width}; found {recipe.crop}.")
     size = recipe.micro_batch or recipe.batch_size
     bounds = images.batch_bounds(len(train.rows), size)
     fewest = min(end - start for start, end in bounds)
@@ -294,10 +293,9 @@ class Trainer:
 
     def end_epoch(self, validation: ImageSet | None) -> None:
         """Put the epoch on record; after the last one, take the averaged weights."""
-        loss, correct = self.totals.tolist()
-        record = {"epoch": len(self.history) + 1, "train_loss": loss / self.images}
-        record |= {"train_accuracy": correct / self.images}
-        record |= {"learning_rate": self.learning_rate}
+        loss, accuracy = (self.totals.cpu().double() / self.images).tolist()
+        record = {"epoch": len(self.history) + 1, "train_loss": loss}
+        record |= {"train_accuracy": accuracy, "learning_rate": self.learning_rate}
         record |= {"seconds": time.perf_counter() - self.started}
         self.history.append(record)
         if self.recipe.ema_decay and record["epoch"] == self.recipe.epochs:
@@ -329,8 +327,7 @@ class Trainer:
         values = [self.totals, *self.model.parameters()]
         if not all(value.isfinite().all() for value in values):
             found = f"loss or weights are not finite after {self.step} steps"
-            cause = f"learning_rate = {self.recipe.learning_rate}"
-            cause = cause if self.step else "the first weights"
+            cause = "learning_rate" if self.step else "the first weights"
             raise InputError(f"{found}: change {cause}.")
         if checkpoint is not None and self.rank == 0:
             artifacts.save_checkpoint(checkpoint, self.state_dict())
@@ -344,8 +341,7 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         """Go to where `state_dict` was taken."""
         for name in PARTS:
-            if state[name]:  # empty: of what is not in use
-                getattr(self, name).load_state_dict(state[name])
+            getattr(self, name).load_state_dict(state[name])
         self.step, self.history = state["step"], state["history"]
         self.totals = state["totals"].to(self.device)
         self.started = time.perf_counter() - state["seconds"]
@@ -372,17 +368,14 @@ def train_mode(model: nn.Module, *, frozen_batch_norm: bool = False) -> nn.Modul
     return model
 
 
-def predict(
-    model, data, *, batch_size=256, device="auto", precision="auto", flip=False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def predict(model, data, *, flip=False, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits float32 (M, classes) and labels int64 (M,) of a set, on the CPU, in order.
 
     flip: average the logits of each image and its mirror image (test-time
-    augmentation). The model is left in the mode it came in.
+    augmentation). options: those of `models.extract_features`.
     Raises InputError for no images, and for a network without a linear layer.
     Taught in: chapter 2
     """
-    options = {"batch_size": batch_size, "device": device, "precision": precision}
     _, logits = models.extract_features(model, data, **options)
     if flip:
         mirrored = data._replace(images=data.images[:, :, ::-1])
@@ -392,40 +385,26 @@ def predict(
 
 
 def train_classifier(
-    prepared: images.Prepared,
-    folder: Path,
-    recipe: Recipe,
-    *,
-    architecture: str,
-    size: images.Size,
-    weights: str = "none",
-    stem: str = "imagenet",
-    probe_first: bool = False,
-    **options,
+    prepared, folder, recipe, *, architecture, size, stem, weights, **options
 ) -> tuple[nn.Module, list[dict]]:
     """Build a network, train it, and write `classifier.safetensors` into `folder`.
 
-    architecture, weights, stem: of `models.build`. probe_first: begin with the last
-    layer that fits the first weights' features best (`models.set_head_to_probe`).
-    options: those of `fit`. Returns the network and `fit`'s records. Chapter 2 takes
-    over what `python -m fashionlib fit` has trained before: the checkpoint is the same.
+    architecture, weights, stem: of `models.build`. options: those of `fit`. Returns the
+    network and `fit`'s records. Chapter 2 takes over what `python -m fashionlib fit`
+    has trained before: the checkpoint is the same.
     Taught in: chapter 2
     """
-    where = {name: options.get(name, "auto") for name in ("device", "precision")}
-    runtime.join_processes(runtime.device(str(where["device"])))
+    runtime.join_processes(runtime.device(str(options.get("device", "auto"))))
     runtime.seed_everything(recipe.seed)
     with runtime.local_main_process_first():  # it may download weights
         model = models.build(architecture, weights=weights, stem=stem)
-    height, width = (size, size) if isinstance(size, int) else size
-    settings = {"architecture": architecture, "stem": stem, "size": [height, width]}
-    settings |= {"classes": len(CLASS_NAMES), "weights": weights}
-    settings["resize_mode"] = prepared.manifest["settings"]["resize_mode"]
-    named = {**settings, "data": prepared.checksum(size), "probe_first": probe_first}
-    options |= {"recipe": recipe, "checkpoint": folder / "classifier"}
     train, validation = (prepared.subset(s, size) for s in ("train", "validation"))
-    if probe_first:
-        options["on_start"] = lambda: models.set_head_to_probe(model, train, **where)
-    history = fit(model, train, validation, settings=named, **options)
+    settings = {"architecture": architecture, "stem": stem, "weights": weights}
+    settings |= {"classes": len(CLASS_NAMES), "size": list(train.images.shape[1:3])}
+    settings["resize_mode"] = prepared.manifest["settings"]["resize_mode"]
+    options["settings"] = settings | {"data": prepared.checksum(size)}
+    options |= {"recipe": recipe, "checkpoint": folder / "classifier"}
+    history = fit(model, train, validation, **options)
     if runtime.rank_and_world_size()[0] == 0:
         artifacts.save_weights(folder / "classifier.safetensors", model, settings)
     return model, history

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fashionlib import artifacts, images, models, runtime, training
+from fashionlib.data import prepare
 from fashionlib.runtime import InputError
 
 
@@ -282,15 +283,12 @@ def test_a_last_batch_of_one_image_belongs_to_the_one_before(
 
 def test_a_batch_of_one_image_is_for_networks_that_take_it(tmp_path):
     """One line before anything runs, or a training like any other."""
-    one, single = brightness(1), replace(RECIPE, batch_size=1)
-    for data, recipe in ((one, RECIPE), (brightness(5), single)):
-        with pytest.raises(InputError, match="16x16, 1 at a time") as caught:
-            training.fit(
-                on_one_pixel(), data, recipe=recipe, checkpoint=tmp_path / "run", **CPU
-            )
-        assert "\n" not in str(caught.value)
-        assert not list(tmp_path.iterdir())
-        assert len(training.fit(linear(), data, recipe=recipe, **CPU)) == 3
+    one, options = brightness(1), {"checkpoint": tmp_path / "run", **CPU}
+    with pytest.raises(InputError, match="16x16, 1 at a time") as caught:
+        training.fit(on_one_pixel(), one, recipe=RECIPE, **options)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    assert len(training.fit(linear(), one, recipe=RECIPE, **CPU)) == 3
     frozen = replace(RECIPE, frozen_batch_norm=True)
     assert len(training.fit(on_one_pixel(), one, recipe=frozen, **CPU)) == 3
     two = replace(RECIPE, micro_batch=1)
@@ -451,13 +449,14 @@ class Shallow(nn.Module):
     [({"low_res_epochs": 1}, "8x8"), ({"crop": 16}, "16x16"), ({"crop": 40}, "crop")],
 )
 def test_a_size_that_cannot_be_trained_on_is_refused_before_anything_runs(
-    tmp_path, data, options, expected
+    tmp_path, data, monkeypatch, options, expected
 ):
     """Nothing is written, drawn or changed: not even BatchNorm's statistics."""
     model, started = Shallow(), []
+    monkeypatch.setattr(models, "set_head_to_probe", lambda *_, **__: started.append(1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     drawn = torch.random.get_rng_state()
-    where = {"checkpoint": tmp_path / "run", "on_start": lambda: started.append(1)}
+    where = {"checkpoint": tmp_path / "run", "probe_first": True}
     with pytest.raises(InputError, match=expected) as caught:
         training.fit(model, data, recipe=replace(RECIPE, **options), **where, **CPU)
     assert "\n" not in str(caught.value)
@@ -582,12 +581,13 @@ def test_moments_keep_their_memory_format(tmp_path, data):
 
 
 def test_a_finished_run_returns_at_once_and_other_settings_have_another_file(
-    tmp_path, data
+    tmp_path, data, monkeypatch
 ):
     recipe = replace(RECIPE, ema_decay=0.9)
     options = {"recipe": recipe, "device": "cpu", "checkpoint": tmp_path / "run"}
     model, again, starts = tiny(), tiny(seed=1), []
-    options["on_start"] = lambda: starts.append(1)
+    monkeypatch.setattr(models, "set_head_to_probe", lambda *_, **__: starts.append(1))
+    options["probe_first"] = True
     first = training.fit(model, data, settings={"data": "a"}, **options)
     (path,) = tmp_path.glob("run-*.pt")
     written = path.stat().st_mtime_ns
@@ -722,7 +722,7 @@ def prepared(tmp_path) -> images.Prepared:
         "label": np.arange(36) // 6,
         "split": np.tile(split, 6),
     }
-    settings = {"resize_mode": "pad", "sizes": ["32x32"]}
+    settings = {"resize_mode": "pad", "sizes": ["32x32"], "version": prepare.VERSION}
     name = "images_32x32.npy"
     checksums = {name: artifacts.checksum(tmp_path / name)}
     manifest = {"settings": settings, "checksums": checksums}
@@ -730,7 +730,8 @@ def prepared(tmp_path) -> images.Prepared:
     return images.Prepared(tmp_path, pd.DataFrame(index), manifest)
 
 
-NETWORK = {"architecture": "resnet10", "size": 32, "stem": "small", **CPU}
+NETWORK = {"architecture": "resnet10", "size": 32, "stem": "small", "weights": "none"}
+NETWORK |= CPU
 SHORT = training.Recipe(epochs=1, batch_size=24, learning_rate=1e-3)
 
 

@@ -225,7 +225,10 @@ def overview(profile: str, path: Path) -> str:
     maps = saliency.magnitude(maps)
     maps /= maps.mean((1, 2), keepdim=True).clamp_min(1e-12)  # each counts as much
     same = classes == classes[chosen]
-    generator, drawn = dcgan.load(min(folder.glob("dcgan_?.safetensors")), "cpu")
+    weights = min(folder.glob("dcgan_?.safetensors"))
+    drawn = artifacts.read_settings(weights)
+    generator = dcgan.Generator(drawn["latent_dim"], drawn["base_channels"])
+    artifacts.load_weights(weights, generator)
     z = dcgan.noise(9, drawn["latent_dim"], seed=1)
     panels = {
         "the catalogue": mosaic(photos[:9]),

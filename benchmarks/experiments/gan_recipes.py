@@ -5,7 +5,7 @@
 
 Class 1 (Women/Accessories) of the real 60x80 catalogue, 700 steps of 64 images and the
 rest of their epoch, two seeds: the paper's networks and recipe, the same with one
-ingredient changed, and what `dcgan.recipe_overrides("best")` and an average of the
+ingredient changed, and what `dcgan.RECIPES["best"]` and an average of the
 weights make together. Judged by the Frechet distance between features of chapter 2's
 classifier (of `make report PROFILE=small`), at equal numbers of images. Stopped, it
 goes on where it was. The ingredients that did not help live here, not in the library.
@@ -48,7 +48,7 @@ VARIANTS = {
     "augmentation inside the game": {"augment": True},
     "no flips": {"flip": False},
     "two classes, told apart": {"classes": 2},  # Men/Apparel, too; judged on class 1
-    "the best": dcgan.recipe_overrides("best") | AVERAGE,
+    "the best": dcgan.RECIPES["best"] | AVERAGE,
 }
 
 
