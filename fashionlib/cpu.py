@@ -14,12 +14,13 @@ import contextlib
 import copy
 import ctypes
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental import optimization
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from fashionlib.runtime import InputError
@@ -133,18 +134,31 @@ def fuse_batchnorm(model: nn.Module) -> nn.Module:
     Same logits and same gradients by the pixels, up to rounding; none by the weights.
     On a CPU a ResNet's first convolution gets another form (`SpaceToDepth`), too. The
     stages of a ResNet are no longer modules that are called, so Grad-CAM needs the
-    original. A convolution that is called twice must have no BatchNorm behind it.
-    Raises InputError for a network that torch.fx cannot trace.
+    original. Raises InputError for a network that torch.fx cannot trace.
     Taught in: chapter 4
     """
     try:
-        fused = optimization.fuse(copy.deepcopy(model).eval(), inplace=True)
+        fused = fx.symbolic_trace(copy.deepcopy(model).eval())
     except (fx.proxy.TraceError, TypeError, NotImplementedError) as error:
         name = type(model).__name__
         raise InputError(f"cannot fuse {name}, use it as it is: {error}") from error
-    for name, layer in list(fused.named_modules()):
-        if isinstance(layer, nn.Conv2d) and _is_stem(layer):
-            fused.set_submodule(name, SpaceToDepth(layer))
+    layers = dict(fused.named_modules())
+    calls = Counter(node.target for node in fused.graph.nodes)
+    for node in list(fused.graph.nodes):
+        norm = layers.get(node.target)
+        if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+            before = node.args[0]
+            convolution = layers.get(before.target)
+            alone = len(before.users) == 1 == calls[before.target]
+            if isinstance(convolution, nn.Conv2d) and alone:
+                convolution = fuse_conv_bn_eval(convolution, norm)
+                if _is_stem(convolution):
+                    convolution = SpaceToDepth(convolution)
+                fused.set_submodule(before.target, convolution)
+                node.replace_all_uses_with(before)
+                fused.graph.erase_node(node)
+    fused.delete_all_unused_submodules()
+    fused.recompile()
     return fused.requires_grad_(False)
 
 

@@ -140,15 +140,17 @@ def test_fused_networks_give_the_same_logits_and_gradients(name):
 
 
 class Shared(nn.Module):
-    """Not to be fused: a convolution whose result has two uses."""
+    """Not to be fused: a convolution of two uses, and one that is called twice."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+        self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1)
+        self.norm1, self.norm2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
 
     def forward(self, pixels):
         first = self.first(pixels)
-        return first + self.norm(first) + self.norm(pixels[..., 1:-1, 1:-1])
+        second = self.second(first + self.norm1(first))
+        return self.norm2(self.second(second)) + self.norm2(pixels[..., 1:-1, 1:-1])
 
 
 @pytest.mark.parametrize("size", [(32, 32), (31, 33), (64, 47)])
