@@ -202,6 +202,10 @@ def test_sizes_below_that_of_the_thumbnails(tmp_path, size, side):
         ({"sizes": [[]]}, "sizes"),
         ({"seed": -1}, "seed"),
         ({"workers": 0}, "workers"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": "1"}, "seed"),
+        ({"workers": "2"}, "workers"),
+        ({"workers": None}, "workers"),
     ],
 )
 def test_settings_that_cannot_be_used(tmp_path, options, word):

@@ -85,9 +85,9 @@ def prepare(
     folder = Path(folder).resolve()
     shapes = _shapes(sizes)
     decoding.check_resize_mode(resize_mode)
-    if seed < 0 or workers == 0:
+    if {type(seed), type(workers)} != {int} or seed < 0 or workers == 0:
         expected = "seed must be 0 or more, workers -1 or 1 or more"
-        raise InputError(f"{expected}; found {seed} and {workers}.")
+        raise InputError(f"{expected}; found {seed!r} and {workers!r}.")
     opened = sources.open_source(source)
     settings = {
         "version": VERSION,
