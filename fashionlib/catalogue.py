@@ -121,8 +121,7 @@ def _check_spelling(where: str, column: pd.Series, words: tuple[str, ...]) -> No
     for value in column.unique():
         letters = re.sub(r"\W", "", unicodedata.normalize("NFKC", value)).casefold()
         near = difflib.get_close_matches(letters, meant, n=1, cutoff=0.8)
-        our = meant[near[0]] if near else value
-        if our != value or "\N{REPLACEMENT CHARACTER}" in value:
+        if (near and meant[near[0]] != value) or "\N{REPLACEMENT CHARACTER}" in value:
             raise InputError(
                 f"{where}: {column.name} {value!r:.60} is neither exactly one of "
                 f"{', '.join(words)} nor clearly another one: correct it, in UTF-8."

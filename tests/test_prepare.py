@@ -499,6 +499,10 @@ def test_a_folder_with_files_of_others_is_never_replaced(tmp_path):
         with pytest.raises(InputError, match="would be replaced"):
             prepared_from(source, folder)
     assert (mine / "thesis.txt").read_text() == "three years"
+    mine.rename(tmp_path / "new.partial")  # where the work for `new` would lie
+    with pytest.raises(InputError, match="would be replaced"):
+        prepared_from(source, tmp_path / "new")
+    assert (tmp_path / "new.partial" / "thesis.txt").read_text() == "three years"
     assert (source / "images" / "1.jpg").read_bytes() == solid(RED)
 
 
