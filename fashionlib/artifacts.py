@@ -107,7 +107,8 @@ def publish(run: str, chapter: str, results: dict, *, extend: bool = False) -> N
     file = folder(run) / "metrics.json"
     with locked(file):
         metrics = read_json(file)
-        kept = metrics.get(chapter, {}) if extend else {}
+        found = metrics.get(chapter) if extend else {}
+        kept = found if isinstance(found, dict) else {}
         for key in results:
             kept.pop(f"{key}_reason", None)  # an older run's
         write_json(file, metrics | {chapter: kept | _plain(results)})

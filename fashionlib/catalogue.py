@@ -11,6 +11,7 @@ on its first nine commas loses none.
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 
@@ -29,6 +30,7 @@ CLASS_NAMES = tuple(f"{gender}/{name}" for name in CATEGORIES for gender in GEND
 QUOTED = r'"(?:[^"]|"")*"'  # a field as a spreadsheet writes it
 FIELD = rf'((?:[^",][^,]*)?|{QUOTED})'
 ROW = re.compile(",".join([FIELD] * (len(COLUMNS) - 1) + ["(.*)"]), re.DOTALL)
+YEAR = r"[0-9]{4}(\.0+)?"
 SPLITS = {"train": 0.75, "validation": 0.10, "test": 0.15}
 
 
@@ -48,8 +50,7 @@ def read_lines(source) -> list[str]:
             "pack it again."
         ) from error
     # splitlines() would also cut a name at U+2028 or U+0085
-    ended = re.split(r"\r*\n", text) if "\n" in text else text.split("\r")
-    return [line for line in ended if line.strip()]
+    return [line for line in re.split(r"[\r\n]", text) if line.strip()]
 
 
 def read_styles(source) -> tuple[pd.DataFrame, int]:
@@ -59,9 +60,10 @@ def read_styles(source) -> tuple[pd.DataFrame, int]:
     (missing allowed), the others strings. A field in proper CSV quotes, as a
     spreadsheet writes it, is unquoted and not malformed.
     Raises InputError for a file that cannot be read, for other columns, for a row of
-    fewer than ten fields or with a comma in another one than the name, for an id that
+    fewer than ten fields or with an unquoted comma before the year, for an id that
     comes twice, and for a gender or category that differs from ours in its spelling
-    only: it would silently count as another one.
+    only: it would silently count as another one. A comma in `usage` looks like one in
+    the name and counts as that.
     Taught in: chapter 1
     """
     where = f"styles.csv of {source.path}"
@@ -83,9 +85,10 @@ def read_styles(source) -> tuple[pd.DataFrame, int]:
     _check_spelling(where, table["gender"], GENDERS)
     _check_spelling(where, table["masterCategory"], CATEGORIES[:2])
     name, year = table["productDisplayName"], table["year"]
-    is_year = year.str.fullmatch(r"[0-9]{4}(\.0+)?")
+    is_year = year.str.fullmatch(YEAR)
     has_commas = name.str.contains(",") & ~name.str.fullmatch(QUOTED)
-    shifted = table["id"][has_commas & ~is_year & ~year.isin(["", "NA"])]
+    has_year = is_year | (year.isin(["", "NA"]) & ~table["usage"].str.fullmatch(YEAR))
+    shifted = table["id"][has_commas & ~has_year]
     if len(shifted):
         raise InputError(
             f"{where}: the row of id {shifted.iloc[0]} has a comma in one of its first "
@@ -113,11 +116,12 @@ def _unquoted(field: str) -> str:
 
 
 def _check_spelling(where: str, column: pd.Series, words: tuple[str, ...]) -> None:
-    """Refuse `men` or ` Men` for Men, and what is not UTF-8."""
+    """Refuse `men`, ` Men` or `Mens` for Men, and what is not UTF-8."""
     meant = {word.casefold(): word for word in words}
     for value in column.unique():
         letters = re.sub(r"\W", "", unicodedata.normalize("NFKC", value)).casefold()
-        if meant.get(letters, value) != value or "\N{REPLACEMENT CHARACTER}" in value:
+        near = difflib.get_close_matches(letters, meant, n=1, cutoff=0.8)
+        if (near and meant[near[0]] != value) or "\N{REPLACEMENT CHARACTER}" in value:
             raise InputError(
                 f"{where}: {column.name} {value!r:.60} is neither exactly one of "
                 f"{', '.join(words)} nor clearly another one: correct it, in UTF-8."

@@ -307,11 +307,11 @@ def classify(model: nn.Module, settings: dict, photo: Path, **options) -> dict:
     Raises InputError where the file is no image.
     Taught in: chapter 2
     """
-    from fashionlib.data import decoding
+    from fashionlib.data import decoding, sources
 
     size = tuple(settings["size"])
     try:
-        pixels, original = decoding.decode(Path(photo).read_bytes(), size)
+        pixels, original = decoding.decode(sources.read_file(Path(photo)), size)
     except decoding.UNREADABLE as error:
         raise InputError(f"{photo} is no image that can be read: {error}.") from error
     image = decoding.resize(pixels, size, settings["resize_mode"], original=original)

@@ -80,9 +80,11 @@ def for_profile(chapter: str, profile: str) -> dict[str, Any]:
     where = f"profiles/{profile}/{chapter}.yml"
     path = runtime.project_root() / where
     try:
-        chosen = yaml.safe_load(path.read_bytes()) if path.exists() else None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{where} is not valid YAML: {error}") from error
+        # a link to nowhere is an error, not the defaults
+        there = path.exists() or path.is_symlink()
+        chosen = yaml.safe_load(path.read_bytes()) if there else None
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{where} cannot be read as YAML: {error}") from error
     if not isinstance(chosen or {}, dict):
         raise InputError(f"{where} must hold lines `name: value`; found {chosen!r}.")
     chosen = {"run": profile} | (chosen or {})

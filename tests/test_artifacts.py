@@ -125,6 +125,8 @@ def test_an_entry_that_is_no_object_is_one_line(entry):
     path.write_text(f'{{"data": {entry}}}')
     with pytest.raises(InputError, match=r"01_data_preparation makes it"):
         artifacts.read_metrics("sample", "data")
+    artifacts.publish("sample", "data", {"count": 1}, extend=True)
+    assert artifacts.read_metrics("sample", "data")["data"] == {"count": 1}
 
 
 def test_an_estimate_becomes_a_value_and_its_interval():

@@ -72,13 +72,15 @@ def test_quotes(tmp_path, written, name, malformed):
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\r", "\r\r\n", "\n"])
-def test_byte_order_mark_and_line_ends_of_any_system(tmp_path, end):
+@pytest.mark.parametrize("last", ["\r", "\n"])
+def test_byte_order_mark_and_line_ends_of_any_system(tmp_path, end, last):
     text = end.join(
-        [HEADER, csv_line(7, name="one"), "", "  ", csv_line(8, name="two"), ""]
+        [HEADER, csv_line(7, name="one"), "", "  ", csv_line(8, name="two")]
     )
+    text += f"{last}{csv_line(9, name='three')}{end}"  # pasted on another system
     table, malformed = read(tmp_path, b"\xef\xbb\xbf" + text.encode())
-    assert table["id"].tolist() == [7, 8]
-    assert table["productDisplayName"].tolist() == ["one", "two"]
+    assert table["id"].tolist() == [7, 8, 9]
+    assert table["productDisplayName"].tolist() == ["one", "two", "three"]
     assert malformed == 0
 
 
@@ -123,6 +125,11 @@ def test_a_table_in_which_everything_is_quoted(tmp_path):
         ("gender", "\uff2d\uff45\uff4e".encode()),  # wide letters
         ("gender", "Men\u200b".encode()),  # a space of no width
         ("gender", b"M\xe9n"),
+        ("gender", b"Woman"),
+        ("gender", b"Men's"),
+        ("masterCategory", b"Accessory"),
+        ("masterCategory", b"Accesories"),
+        ("masterCategory", "Apparel\u00c2".encode()),
         ("masterCategory", b"accessories"),
         ("masterCategory", b"Apparel "),
         ("masterCategory", "\u00a0Apparel".encode()),
@@ -138,8 +145,12 @@ def test_our_words_in_other_letters_are_refused_not_read_as_others(
     assert "\n" not in str(error.value)
 
 
-def test_other_words_stay_what_they_are(tmp_path):
-    table, _ = read(tmp_path, changed(gender="Boys", masterCategory="Footwear"))
+@pytest.mark.parametrize("gender", ["Boys", "Girls", "Unisex"])
+@pytest.mark.parametrize(
+    "category", ["Footwear", "Personal Care", "Free Items", "Sporting Goods", "Home"]
+)
+def test_other_words_stay_what_they_are(tmp_path, gender, category):
+    table, _ = read(tmp_path, changed(gender=gender, masterCategory=category))
     assert catalogue.labels(table).tolist() == [-1]
 
 
@@ -170,6 +181,8 @@ def test_a_huge_line_is_not_quoted_whole(tmp_path, before, line):
         (changed(id="0" * 19), "begin with a number"),
         (changed(subCategory='"Topwear'), "expected 10 fields"),
         (changed(subCategory="Top, wear"), "id 1 has a comma in one of its first"),
+        (changed(subCategory="Top, wear", season=""), "id 1 has a comma in one of"),
+        (changed(baseColour="Red, blue", season="NA"), "id 1 has a comma in one of"),
         (HEADER + ",\n", "found id, gender"),
         (",".join(catalogue.COLUMNS[::-1]), "found productDisplayName"),
         ((HEADER + "\n").encode("utf-16"), "expected the columns"),

@@ -1,5 +1,6 @@
 """The command line, called in this process."""
 
+import os
 import re
 from dataclasses import asdict
 
@@ -68,6 +69,9 @@ def test_predict_of_what_is_no_image_is_one_line(tmp_path):
     assert "missing.jpg" in refused("predict", str(tmp_path / "missing.jpg"))
     (tmp_path / "words.jpg").write_bytes(b"not an image")
     assert "words.jpg" in refused("predict", str(tmp_path / "words.jpg"))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for endless in (str(tmp_path / "pipe.jpg"), "/dev/zero"):
+        assert "no ordinary file" in refused("predict", endless)
 
 
 def test_fit_needs_a_profile_and_its_first_chapter():

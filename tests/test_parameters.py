@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,7 @@ def test_a_profile_changes_the_defaults(project):
         ("- sizes", "name: value"),
         ("# caf\xe9: 3", "YAML"),
         ("run: 2024-13-45", "YAML"),
+        ("sizes: " + "[" * 5000, "YAML"),
     ],
 )
 def test_a_mistake_in_a_profile_is_one_line(project, text, word):
@@ -69,6 +71,14 @@ def test_a_mistake_in_a_profile_is_one_line(project, text, word):
         parameters.for_profile("01_data", "mine")
     assert "profiles/mine/01_data.yml" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_in_a_profile_is_one_line_not_the_defaults(project, make):
+    project.unlink(missing_ok=True)
+    make(project)
+    with pytest.raises(InputError, match=r"profiles/mine/01_data\.yml cannot be read"):
+        parameters.for_profile("01_data", "mine")
 
 
 def test_an_unknown_profile_is_told_with_those_that_exist(project):
@@ -145,13 +155,13 @@ WRONG = {
         "run": (1.5, None, True, "", ".", "..", "../../x", "/x", "a/b", "a\\b", ".a"),
         "sizes": (64, [], [True], [64, 64], [[64]], [[1] * 3], ["a"], [NAN], [4], {}),
         "resize_mode": ("squeeze", None, True),
-        "workers": (1.5, -2, None),
+        "workers": (1.5, -2, None, 10**11),
         "source": (None, 1.5, ["a"], "", " "),
     },
     "02_resnet152": {
         "size": (64, "64", None, [64], [64, 64, 64], [64, True], [64, 6e9], [[64, 64]]),
         "epochs": (0, 1.5, "1.5", "", "many", True, None, NAN, INF, 10**400, [3]),
-        "batch_size": (0, 1, 2.5, -64),
+        "batch_size": (0, 1, 2.5, -64, 10**30),
         "micro_batch": (-1, 65, 0.5),
         "learning_rate": (0, -1, NAN, INF, "nan", "1e999", "fast", True, 10**400),
         "weight_decay": (-1, NAN, INF),
@@ -179,8 +189,8 @@ WRONG = {
         "classes": (1, [1, 1], [6], [-1], [], [True], ["x"], [1.5], "[1, 1]"),
         "recipe": ("bset",),
         "beta1": (-0.1, 1, NAN),
-        "latent_dim": (0,),
-        "base_channels": (0,),
+        "latent_dim": (0, 10**9),
+        "base_channels": (0, 10**9),
         "distance_images": (3,),
     },
     "07_resolution": {"gan_side": (96, 0), "sides": (96, [], [97], [24, 24, 96])},

@@ -202,6 +202,10 @@ def test_sizes_below_that_of_the_thumbnails(tmp_path, size, side):
         ({"sizes": [[]]}, "sizes"),
         ({"seed": -1}, "seed"),
         ({"workers": 0}, "workers"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": "1"}, "seed"),
+        ({"workers": "2"}, "workers"),
+        ({"workers": None}, "workers"),
     ],
 )
 def test_settings_that_cannot_be_used(tmp_path, options, word):
@@ -495,6 +499,10 @@ def test_a_folder_with_files_of_others_is_never_replaced(tmp_path):
         with pytest.raises(InputError, match="would be replaced"):
             prepared_from(source, folder)
     assert (mine / "thesis.txt").read_text() == "three years"
+    mine.rename(tmp_path / "new.partial")  # where the work for `new` would lie
+    with pytest.raises(InputError, match="would be replaced"):
+        prepared_from(source, tmp_path / "new")
+    assert (tmp_path / "new.partial" / "thesis.txt").read_text() == "three years"
     assert (source / "images" / "1.jpg").read_bytes() == solid(RED)
 
 

@@ -92,6 +92,7 @@ def test_a_source_is_written_as_an_absolute_path_with_its_fingerprint(project):
     ("profile", "content", "words"),
     [
         ("unknown", "", "PROFILE"),
+        ("..", "", "PROFILE"),
         ("mine", "rte: 0.1", "it has rate"),
         ("mine", "rate: fast", "rate"),
         ("mine", "source: nowhere", "does not exist"),
@@ -155,10 +156,12 @@ def test_a_tool_works_without_its_docstrings(tool):
     assert "usage:" in shown.stdout
 
 
-def test_a_profile_file_without_a_notebook_is_refused(project):
-    project.with_name("02_two.yml").write_text("run: mine\n")
-    with pytest.raises(InputError, match=r"02_two\.yml"):
+@pytest.mark.parametrize("name", ["02_two.yml", "01_one.yaml", "01_one.YML"])
+def test_a_profile_file_that_no_notebook_reads_is_refused(project, name):
+    project.with_name(name).write_text("run: mine\n")
+    with pytest.raises(InputError, match=f"{name} belongs to no notebook") as error:
         check.check("mine")
+    assert "known: 01_one.yml." in str(error.value)
 
 
 # --- sizes and directions -------------------------------------------------------------
@@ -399,6 +402,13 @@ def test_a_book_without_its_chapters_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"make report PROFILE=small"):
         book.stage("small")
     assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("profile", ["", ".", "../small", "a/b", "small\n"])
+@pytest.mark.parametrize("keep", [[], ["--keep"]])
+def test_a_book_of_no_plain_name_is_one_line(profile, keep):
+    with pytest.raises(SystemExit, match="error: run must be a name"):
+        book.main([f"--profile={profile}", *keep])
 
 
 WHOLE = {

@@ -394,6 +394,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--keep", action="store_true", help="keep a report's figures")
     options = parser.parse_args(arguments)
     try:
+        runtime.check_run(options.profile)
         print(keep(options.profile) if options.keep else stage(options.profile))
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -29,12 +29,6 @@ def check(profile: str, source: str = "", seed: str = "") -> Path:
     build folder cannot be written.
     """
     chapters = parameters.chapters()
-    for path in (runtime.project_root() / "profiles" / profile).glob("*.yml"):
-        if path.stem not in chapters:
-            raise InputError(
-                f"profiles/{profile}/{path.name} belongs to no notebook; known: "
-                f"{', '.join(chapters)}."
-            )
     given, texts = {"seed": seed} if seed else {}, {}
     if seed:
         parameters.check(chapters[0], given, "SEED")
@@ -48,6 +42,14 @@ def check(profile: str, source: str = "", seed: str = "") -> Path:
         values |= {name: given[name] for name in given.keys() & values.keys()}
         passed = {name: each for name, each in values.items() if each != defaults[name]}
         texts[chapter] = note + yaml.safe_dump({"run": profile} | passed)
+    files = [f"{chapter}.yml" for chapter in chapters]
+    # .yaml and .YML, too, which nobody would read
+    for path in (runtime.project_root() / "profiles" / profile).glob("*.[yY]*[mM][lL]"):
+        if path.name not in files:
+            raise InputError(
+                f"profiles/{profile}/{path.name} belongs to no notebook; known: "
+                f"{', '.join(files)}."
+            )
     folder = runtime.build_root() / profile / "parameters"
     with artifacts.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,9 @@ VERSION = 5  # of the layout of folder and manifest
 CODE = ("catalogue", "data.sources", "data.decoding", "data.duplicates", "data.prepare")
 CHUNK = 32  # products that a worker takes at a time
 THUMBNAILS = "work/thumbnails"  # the name of an array that is not kept
-OURS = re.compile(r"(images|masks)_\d+x\d+\.npy|index\.parquet|manifest\.json|work")
+OURS = re.compile(  # what a killed call leaves, too
+    r"(images|masks)_\d+x\d+\.(npy|kept)|index\.parquet|manifest\.json(\.\d+\.tmp)?|work"
+)
 Size = int | Sequence[int]  # side of a square, or (height, width), pixels
 # a file's width, height, digest and the reason why it cannot be read (or None); its
 # image uint8 (H, W, 3) and its mask uint8 (H, W), if it has them
@@ -85,9 +87,9 @@ def prepare(
     folder = Path(folder).resolve()
     shapes = _shapes(sizes)
     decoding.check_resize_mode(resize_mode)
-    if seed < 0 or workers == 0:
+    if {type(seed), type(workers)} != {int} or seed < 0 or workers == 0:
         expected = "seed must be 0 or more, workers -1 or 1 or more"
-        raise InputError(f"{expected}; found {seed} and {workers}.")
+        raise InputError(f"{expected}; found {seed!r} and {workers!r}.")
     opened = sources.open_source(source)
     settings = {
         "version": VERSION,
@@ -105,9 +107,10 @@ def prepare(
         return folder
     with artifacts.locked(folder):
         if not _finished(folder, settings):  # another process may have been faster
-            _check_ours(folder)
-            _say_what_changed(folder, folder / "manifest.json", settings)
             unfinished = folder.with_name(f"{folder.name}.partial")
+            _check_ours(folder)
+            _check_ours(unfinished)
+            _say_what_changed(folder, folder / "manifest.json", settings)
             masks = bool(opened.members("masks", ".png"))
             job = Job(unfinished, opened, shapes, resize_mode, masks)
             _make(job, settings, workers)

@@ -60,7 +60,7 @@ class Source:
         """
         try:
             if self.path.is_dir():
-                return _read_file(self.path / self.root / name)
+                return read_file(self.path / self.root / name)
             archive = _archive(self.path)
             entry = archive.getinfo(self.root + name)
             with archive.open(entry) as file:
@@ -192,7 +192,12 @@ def _folder_members(folder: Path, prefix: str = "", above: tuple = ()) -> Member
     return members
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Bytes of a file; a pipe or a device would never end.
+
+    Raises ValueError for one of these and for an absurd size, OSError as the system.
+    Taught in: chapter 1
+    """
     if os.path.lexists(path) and not path.is_file():
         raise ValueError(f"{path.name} is no ordinary file, or a link to nowhere")
     size = path.stat().st_size
