@@ -124,6 +124,7 @@ def diversity(images: np.ndarray) -> float:
     _check(2, images)
     count = len(images)
     flat = torch.from_numpy(images).flatten(1).float()
+    flat -= flat.mean(0)  # many are compared by products, which would not be 0
     differences = torch.cdist(flat, flat).fill_diagonal_(0)
     return float(differences.sum() / (count * (count - 1)) / flat.shape[1] ** 0.5)
 

@@ -121,6 +121,13 @@ def test_real_images_that_are_all_the_same_are_refused():
         gan_metrics.scores(embed, same, {"others": others})
 
 
+@pytest.mark.parametrize("count", [25, 26, 64])
+def test_many_images_that_are_all_the_same_have_no_diversity(count):
+    """From 26 on torch's distances are differences of products, and rounded."""
+    one = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    assert gan_metrics.diversity(one.repeat(count, 0)) == 0
+
+
 def test_scores_of_the_same_images_and_of_darker_ones():
     """Features: the mean gray. Halved, 0, 40, ..., 200 have half the mean, which was
     100, and half the deviation.
