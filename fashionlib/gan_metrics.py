@@ -94,7 +94,8 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     a = (real - real.mean(0)) / (len(real) - 1) ** 0.5
     b = (generated - generated.mean(0)) / (len(generated) - 1) ** 0.5
     root = torch.linalg.svdvals(a @ b.T).sum()
-    return float(gap + a.square().sum() + b.square().sum() - 2 * root)
+    # rounding may leave a little less than 0
+    return max(0.0, float(gap + a.square().sum() + b.square().sum() - 2 * root))
 
 
 def kernel_distance(real: Tensor, generated: Tensor) -> float:
