@@ -179,7 +179,7 @@ WRONG = {
         "classes": (1, [1, 1], [6], [-1], [], [True], ["x"], [1.5], "[1, 1]"),
         "recipe": ("bset",),
         "beta1": (-0.1, 1, NAN),
-        "latent_dim": (0,),
+        "latent_dim": (0, 1),
         "base_channels": (0,),
         "distance_images": (3,),
     },
