@@ -9,6 +9,7 @@ makes the page's alternative text of them.
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.category import StrCategoryFormatter
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -43,7 +44,7 @@ def _values(axes: Axes) -> list[str]:
     columns, rows = _tick_names(axes.xaxis), _tick_names(axes.yaxis)
     if axes.images:
         return ["Images: " + ", ".join(dict.fromkeys(texts))]
-    if columns and rows:
+    if columns and rows and len(texts) == len(rows) * len(columns):
         cells = np.reshape(texts, (len(rows), len(columns)))
         return [" ".join([rows[i], *cells[i]]) for i in range(len(rows))]
     found = [_series(drawn, columns, rows) for drawn in axes.containers]
@@ -55,7 +56,9 @@ def _values(axes: Axes) -> list[str]:
 def _series(drawn: BarContainer | ErrorbarContainer, columns: list, rows: list) -> str:
     """Bars by their columns, points by their rows where these have names, or a line."""
     if isinstance(drawn, BarContainer):
-        names, values = columns, drawn.datavalues
+        names, values = columns or rows, drawn.datavalues
+        if len(names) != len(values):  # those of a histogram have only their places
+            names = [f"{bar.get_x():.3g}" for bar in drawn]
     elif drawn[0].get_linestyle() != "None":
         known = [y for _, y in drawn[0].get_xydata() if np.isfinite(y)] or [np.nan]
         names, values = ["begins at", "ends at"], [known[0], known[-1]]
@@ -69,5 +72,5 @@ def _series(drawn: BarContainer | ErrorbarContainer, columns: list, rows: list) 
 
 def _tick_names(axis) -> list[str]:
     """The names along an x or y axis; none where it holds numbers."""
-    named = isinstance(axis.get_major_formatter(), FuncFormatter)
+    named = isinstance(axis.get_major_formatter(), FuncFormatter | StrCategoryFormatter)
     return [label.get_text() for label in axis.get_ticklabels()] if named else []

@@ -122,7 +122,7 @@ def mark(metrics: dict, subject: str) -> str:
     it affects: claims, "sanity". A new run has no such list.
     Taught in: chapter 6
     """
-    text, found = texts()["superseded"], metrics.get("superseded", ())
+    text, found = texts()["superseded"], metrics.get("superseded") or ()
     reasons = [each["reason"] for each in found if subject in each["affects"]]
     words = [text.get(reason, reason) for reason in dict.fromkeys(reasons)]
     return text["mark"].format("; ".join(words)) if words else ""
@@ -312,6 +312,8 @@ def verdicts(metrics: dict, experiments: dict | None = None) -> list[Verdict]:
                 verdict += text["photographs"]
         except KeyError as key:
             measured, verdict = "nothing", text["entry"].format(key)
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            measured, verdict = "nothing", text["damaged"].format(error)
         results.append(Verdict(claim, study, measured + mark(metrics, claim), verdict))
     return results
 

@@ -136,11 +136,11 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
     true_distribution[6], predicted_distribution[6], gender_errors, category_errors,
     both_errors. None: the recall of a class without images, and the precision of one
     that is never predicted. Macro-F1 is the mean over the classes that occur. Raises
-    InputError for no images.
+    InputError for no images and for logits that are not finite.
     Taught in: chapter 2
     """
-    if not len(labels):
-        raise InputError("there are no images to evaluate.")
+    if not len(labels) or not logits.isfinite().all():
+        raise InputError("there are no images to evaluate, or logits are not finite.")
     predicted = logits.argmax(1)
     confusion = (6 * labels + predicted).bincount(minlength=36).view(6, 6).numpy()
     found, count, answers = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
@@ -289,7 +289,7 @@ def table(rows: dict[str, dict[str, Any]], precision: int = 1) -> Any:
     import pandas as pd
 
     frame = pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
-    style = frame.rename(index=escape, columns=escape).style
+    style = frame.style.format_index(escape).format_index(escape, axis=1)
     style.format(lambda value: _cell(value, precision), na_rep="")
     return style.map(lambda x: f"text-align: {'left' if type(x) is str else 'right'}")
 

@@ -131,7 +131,7 @@ def deletion_insertion(
                 probabilities = logits.float().softmax(1)
                 curves[name].append(probabilities.gather(1, targets[:, None]))
     result, flat = {"fractions": fractions}, ranking_maps.flatten(1)
-    constant = (flat.amax(1) == flat.amin(1)).cpu()
+    constant = ~(flat.amax(1) > flat.amin(1)).cpu()  # or NaN
     for name, values in curves.items():
         result[name] = torch.cat(values, dim=1).cpu().double()  # (B, S + 1)
         result[name][constant] = torch.nan

@@ -94,7 +94,8 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     a = (real - real.mean(0)) / (len(real) - 1) ** 0.5
     b = (generated - generated.mean(0)) / (len(generated) - 1) ** 0.5
     root = torch.linalg.svdvals(a @ b.T).sum()
-    return float(gap + a.square().sum() + b.square().sum() - 2 * root)
+    # rounding may leave a little less than 0
+    return max(0.0, float(gap + a.square().sum() + b.square().sum() - 2 * root))
 
 
 def kernel_distance(real: Tensor, generated: Tensor) -> float:
@@ -124,6 +125,7 @@ def diversity(images: np.ndarray) -> float:
     _check(2, images)
     count = len(images)
     flat = torch.from_numpy(images).flatten(1).float()
+    flat -= flat.mean(0)  # many are compared by products, which would not be 0
     differences = torch.cdist(flat, flat).fill_diagonal_(0)
     return float(differences.sum() / (count * (count - 1)) / flat.shape[1] ** 0.5)
 

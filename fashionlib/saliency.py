@@ -161,7 +161,7 @@ LAST_MAPS += ("permute", "features", "blocks")  # Swin's features are (B, h, w, 
 def last_map(model: nn.Module) -> nn.Module:
     """The layer whose result is the network's last feature map (B, C, h, w).
 
-    A ResNet's last stage; in networks that torchvision does not have, the last
+    A ResNet's last stage; in networks without a stage of such a name, the last
     convolution. Raises InputError for a network without maps (ViT), and for a traced
     one (`cpu.fuse_batchnorm`).
     Taught in: chapter 3
@@ -179,15 +179,17 @@ def last_map(model: nn.Module) -> nn.Module:
 def grad_cam(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
     """Grad-CAM by Captum, enlarged to the images: float (B, 1, H, W), not negative.
 
-    Taken at `last_map`. Selvaraju et al. 2017 (arXiv 1610.02391).
+    Taken at `last_map`. Raises InputError where that returns no maps (B, C, h, w).
+    Selvaraju et al. 2017 (arXiv 1610.02391).
     Taught in: chapter 3
     """
     from captum.attr import LayerGradCam
 
-    layer = last_map(model)
-    leaf = pixels.detach().clone().requires_grad_()
-    with evaluating(model):
-        maps = LayerGradCam(model, layer).attribute(leaf, targets)
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        leaf = pixels.detach().clone().requires_grad_()
+        maps = LayerGradCam(model, last_map(model)).attribute(leaf, targets.clone())
+    if maps.ndim != 4:
+        raise InputError(f"no layer of {type(model).__name__} is a last feature map.")
     return F.interpolate(maps.detach().relu(), pixels.shape[2:], mode="bilinear")
 
 

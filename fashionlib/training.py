@@ -231,7 +231,8 @@ class Trainer:
         number = self.step * self.world_size + self.rank  # dropout depends on it alone
         torch.manual_seed(images.epoch_seed(self.recipe.seed, number))
         self.optimizer.zero_grad()
-        passes = self.recipe.batch_size // self.micro_batch
+        is_last = (self.step + 1) % self.steps == 0  # it may have an image more
+        passes = None if is_last else self.recipe.batch_size // self.micro_batch
         for pixels, labels, factor in itertools.islice(batches, passes):
             # Only whole batches are compiled: each other shape would be, too
             network = self.compiled if len(labels) == self.share else self.network
@@ -269,9 +270,9 @@ class Trainer:
         for (start, end), (pixels, labels) in batches:
             if epoch < recipe.low_res_epochs:
                 pixels = F.avg_pool2d(pixels, 2)
-            step_start, step_end = steps[start // recipe.batch_size]
+            begin, stop = steps[min(start // recipe.batch_size, self.steps - 1)]
             has_share = self.rank < end - start
-            factor = has_share * self.world_size / (step_end - step_start)
+            factor = has_share * self.world_size / (stop - begin)
             yield pixels, labels, factor
 
     def run(self, validation: ImageSet | None, checkpoint: Path | None) -> None:

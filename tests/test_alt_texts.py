@@ -1,6 +1,7 @@
 """Figures in words: what is drawn comes out as names and numbers."""
 
 import numpy as np
+import pytest
 import seaborn as sns
 
 from fashionlib import plots
@@ -16,6 +17,22 @@ def test_bars_have_their_names_and_heights():
     begin = "fraction of images: training Men/Accessories 0.1, Women/Accessories 0.2,"
     assert text.startswith(begin)
     assert "Women/Other 0.123; found Men/Accessories 0," in text
+
+
+OWN = {  # a figure of the reader's own, and its words
+    "names": (lambda ax: ax.bar(["a", "b"], [1, 2], label="n"), "n a 1, b 2."),
+    "sideways": (lambda ax: ax.barh(["a", "b"], [1, 2], label="n"), "n a 1, b 2."),
+    "places": (lambda ax: ax.bar([1, 3], [1, 2], 1, label="n"), "n 0.5 1, 2.5 2."),
+    "bins": (lambda ax: ax.hist([1, 1, 3], 2), " 1 2, 2 1."),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_bars_without_the_six_classes_have_their_names_or_places(name):
+    draw, words = OWN[name]
+    with plots.axes() as (figure, ax):
+        draw(ax)
+    assert in_words(figure).endswith(words)
 
 
 def test_lines_have_their_two_known_ends():
@@ -54,6 +71,14 @@ def test_a_table_is_read_row_by_row():
     rows = "Men/Accessories 0 1 2 3 4 5; Women/Accessories 6 7 8 9 10 11; Men/Apparel"
     assert text.startswith(f"true class against predicted class: {rows}")
     assert text.endswith("Women/Other 30 31 32 33 34 1234.")
+
+
+def test_names_along_both_axes_are_no_table_without_a_number_in_each_cell():
+    with plots.axes() as (figure, ax):
+        ax.scatter([0, 1], [0, 1], label="2 sizes")
+        ax.set_xticks([0, 1], ["a", "b"])
+        ax.set_yticks([0, 1], ["c", "d"])
+    assert in_words(figure) == "2 sizes."
 
 
 def test_images_have_their_labels_and_clouds_their_size():

@@ -667,6 +667,37 @@ def test_a_chapter_that_has_not_run_costs_its_verdicts_only(metrics, entry, clai
     assert found["C6"].verdict.startswith("holds")
 
 
+DAMAGED = {
+    "data": (["C1", "C4"], [[], "x", 3, True]),
+    "classifier": (["C2", "C3", "C4"], [[], "x", {"confusion": [[0] * 6] * 6}]),
+    "guided_backprop": (["C5", "C7"], [[], 3]),
+    "dcgan": (["C9"], ["x", {"7": gan()}]),
+}
+
+
+@pytest.mark.parametrize("entry", DAMAGED)
+def test_an_entry_that_no_chapter_writes_costs_its_verdicts_only(metrics, entry):
+    lost, values = DAMAGED[entry]
+    for value in values:
+        found = verdicts(metrics | {entry: value, "superseded": None})
+        for claim in lost:
+            assert found[claim].verdict.startswith("not measured here"), (value, claim)
+        assert found["C6"].verdict.startswith("holds")
+        assert found["C8"].verdict.startswith("holds")
+
+
+def test_accuracies_of_one_image_are_above_nothing(shown):
+    """Chapter 8 with a test set of one image: no interval, and no claim of a gain."""
+    path = runtime.project_root() / "notebooks" / "08_transfer.ipynb"
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    (code,) = (cell for cell in cells if cell.startswith("best = "))
+    word = Estimate(50.0, [10.0, 90.0])
+    for best, holds in ((no_estimate(1), True), (word, True)):
+        known = {"by_word": {"by the word alone": word}, "claims": claims}
+        exec(code, known | {"accuracy": {"nothing": {"100 %": best}}})
+        assert shown[-1]["metadata"] == {"reading": holds}
+
+
 def test_the_commands_name_profiles_that_exist(metrics):
     metrics["data"] |= {"synthetic": True, "rows": 7}
     metrics["guided_backprop"]["face_reason"] = "no faces"

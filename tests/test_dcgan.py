@@ -281,7 +281,7 @@ def test_diversity_is_compared_with_a_sample_of_all_images():
         "learning_rate": (0, -1e-4, math.inf, math.nan, "2e-4"),
         "beta1": (-0.1, 1, 1.5, None),
         "ema_decay": (-0.1, 1, 1.5, math.nan),
-        "latent_dim": (0, 1.5, "100"),
+        "latent_dim": (0, 1, 1.5, "100"),
         "base_channels": (0, 1.5),
         "flip": (1, "false", None),
         "seed": (-1, 0.5, 2**32),

@@ -160,9 +160,12 @@ def test_a_class_that_is_absent_is_no_class_that_is_never_found(present):
     json.dumps(result, allow_nan=False)
 
 
-def test_nothing_can_be_evaluated_on_no_images():
+def test_nothing_can_be_evaluated_on_no_images_or_without_an_answer():
+    """The largest of six NaN would be the first class, and half of these correct."""
     with pytest.raises(InputError, match="no images"):
         evaluation.evaluate(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(InputError, match="not finite"):
+        evaluation.evaluate(torch.full((2, 6), torch.nan), torch.tensor([0, 1]))
 
 
 def test_evaluate_agrees_with_scikit_learn():
@@ -316,6 +319,12 @@ def test_reliability_by_hand():
     assert found["accuracy"].tolist() == pytest.approx([0, 2 / 3])
 
 
+def test_every_extractor_has_a_smallest_size():
+    """resnet10 is not one of torchvision's, which have theirs beside their weights."""
+    assert chapter_2b.smallest_size("resnet10") == (1, 1)
+    assert list(chapter_2b.smallest_size("inception_v3")) == [75, 75]
+
+
 def test_gender_gap_by_hand():
     """Men's classes are 0, 2, 4: 8 of 10 correct; women's 1, 3, 5: 3 of 6."""
     confusion = np.zeros((6, 6), int)
@@ -424,6 +433,16 @@ def test_a_table_by_hand():
         ["theirs", "1,200", "", text, "1,234.57"],
         ["none", "", "", "x", ""],
     ]
+
+
+def test_names_that_look_alike_have_a_row_each():
+    """As the kinds of a catalogue may: only spaces or an invisible letter differ."""
+    rows = {"Flip Flops": {"a": 1}, "Flip  Flops": {"a ": 2}, "Flip\x7f Flops": {}}
+    shown = BeautifulSoup(evaluation.table(rows).to_html(), "html.parser")
+    lines = [[cell.text for cell in row.find_all(["th", "td"])] for row in shown("tr")]
+    assert lines[0][1:] == ["a", "a"]
+    assert [line[0] for line in lines[1:]] == ["Flip Flops"] * 3
+    assert [line[1:] for line in lines[1:]] == [["1", ""], ["", "2"], ["", ""]]
 
 
 def test_numbers_stand_on_the_right_and_text_on_the_left():

@@ -174,7 +174,7 @@ def test_deletion_and_insertion_by_hand():
     torch.testing.assert_close(found, areas, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("value", [0.0, 2.5])
+@pytest.mark.parametrize("value", [0.0, 2.5, float("nan")])
 def test_a_constant_map_is_no_order(value):
     """A map of zeros, as Grad-CAM's can be: its pixels would go from top to bottom."""
     pixels, targets = random_images(2, 16), torch.tensor([0, 1])

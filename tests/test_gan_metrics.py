@@ -58,6 +58,14 @@ def test_distances_equal_torchmetrics(count):
     assert found == pytest.approx(kernel.compute()[0].item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("count", [40, 400])
+def test_the_same_features_in_another_order_are_at_no_distance(count):
+    """-4e-10 by rounding would stand in a table as -0.000."""
+    features = 100 * torch.randn(count, 16, generator=torch.Generator().manual_seed(0))
+    distance = gan_metrics.frechet_distance(features, features.flip(0))
+    assert f"{distance:.3f}" == "0.000"
+
+
 def test_frechet_distance_with_fewer_images_than_features():
     """Without full rank: a shift by 1 in 50 features is still worth exactly 50."""
     real = torch.randn(10, 50, generator=torch.Generator().manual_seed(0))
@@ -119,6 +127,13 @@ def test_real_images_that_are_all_the_same_are_refused():
     assert gan_metrics.scores(embed, others, {"same": same})["same"]["diversity"] == 0
     with pytest.raises(InputError, match="4 real images are all the same"):
         gan_metrics.scores(embed, same, {"others": others})
+
+
+@pytest.mark.parametrize("count", [25, 26, 64])
+def test_many_images_that_are_all_the_same_have_no_diversity(count):
+    """From 26 on torch's distances are differences of products, and rounded."""
+    one = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    assert gan_metrics.diversity(one.repeat(count, 0)) == 0
 
 
 def test_scores_of_the_same_images_and_of_darker_ones():

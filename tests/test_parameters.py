@@ -189,7 +189,7 @@ WRONG = {
         "classes": (1, [1, 1], [6], [-1], [], [True], ["x"], [1.5], "[1, 1]"),
         "recipe": ("bset",),
         "beta1": (-0.1, 1, NAN),
-        "latent_dim": (0, 10**9),
+        "latent_dim": (0, 1, 10**9),
         "base_channels": (0, 10**9),
         "distance_images": (3,),
     },

@@ -1,6 +1,7 @@
 """The guided rule by hand, against Captum and an exact reference; averages."""
 
 import copy
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -352,14 +353,15 @@ def test_model_is_left_as_it_was_after_an_exception():
     assert x.grad.tolist() == [-1]  # the rule is off again
 
 
-def test_works_where_gradients_are_off():
+@pytest.mark.parametrize("method", saliency.METHODS.values(), ids=saliency.METHODS)
+def test_works_where_gradients_are_off(method):
     model = small().eval()
     with torch.inference_mode():
         pixels = random_images()
         targets = model(pixels).argmax(1)
-        maps = saliency.guided_backprop(model, pixels, targets)
-    outside = saliency.guided_backprop(model, random_images(), targets)
-    assert torch.equal(maps, outside)
+        maps = method(model, pixels, targets)
+    assert torch.equal(maps, method(model, random_images(), targets))
+    assert torch.equal(maps, method(model, pixels, targets))
 
 
 def test_first_layer_in_place_does_not_change_the_pixels():
@@ -453,6 +455,15 @@ def test_grad_cam_by_hand():
     expected = (weights * kept[0]).sum(1, keepdim=True).relu()
     expected = F.interpolate(expected, (64, 64), mode="bilinear")
     torch.testing.assert_close(saliency.grad_cam(model, pixels, targets), expected)
+
+
+def test_grad_cam_needs_a_map_where_it_is_taken():
+    """A stage with a name of torchvision's that returns numbers: one line."""
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    parts = {"features": nn.Sequential(*layers), "head": nn.Linear(8, 6)}
+    model = nn.Sequential(OrderedDict(parts))
+    with pytest.raises(InputError, match="last feature map"):
+        saliency.grad_cam(model, random_images(2), torch.tensor([0, 1]))
 
 
 # --- maps -----------------------------------------------------------------------------

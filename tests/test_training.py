@@ -241,11 +241,12 @@ def test_frozen_batch_norm_keeps_its_statistics(data):
     assert torch.equal(model[1].running_mean, before)
 
 
-def test_micro_batches_take_the_steps_of_whole_ones(data):
-    """40 images in steps of 16, 16 and 8: in passes of 4 they have the same weights."""
-    whole, parts = linear(), linear()
+@pytest.mark.parametrize(("count", "micro_batch"), [(40, 4), (40, 1), (33, 1)])
+def test_micro_batches_take_the_steps_of_whole_ones(count, micro_batch):
+    """40 images in steps of 16, 16 and 8, or 33 in steps of 16 and 17: same weights."""
+    data, whole, parts = brightness(count), linear(), linear()
     history = training.fit(whole, data, recipe=RECIPE, **CPU)
-    recipe = replace(RECIPE, micro_batch=4)
+    recipe = replace(RECIPE, micro_batch=micro_batch)
     for one, other in zip(
         history, training.fit(parts, data, recipe=recipe, **CPU), strict=True
     ):
