@@ -118,7 +118,8 @@ def test_what_follows_from_a_confusion_matrix_was_not_overwritten(site):
         study = (round(0.9175 * 5600), 5600)
         difference = chapter_2.newcombe_interval((correct, count), study)
         assert network["minus_study_ci95"] == pytest.approx(difference)
-        assert network["gender_gap"] == chapter_2.gender_gap(network["confusion"])
+        gap = chapter_2.gender_gap(network["confusion"])
+        assert network["gender_gap"].items() >= gap.items()
 
 
 def test_every_count_of_the_confusion_is_in_the_words_of_its_figure(site, executed):

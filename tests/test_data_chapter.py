@@ -54,11 +54,6 @@ def test_a_catalogue_without_a_readable_image_is_one_line(tmp_path, monkeypatch)
     assert not list(folder.iterdir())
 
 
-def test_an_array_of_single_pixels(tmp_path, monkeypatch):
-    source = degenerate.write("two of a class", tmp_path)
-    run_chapter(tmp_path, monkeypatch, source=str(source), sizes=[1])
-
-
 HARM = {
     "not UTF-8": (b"Product 5", b"Prod\xe9ct 5"),
     "unbalanced quote": (b"Product 9", b'"Product 9'),

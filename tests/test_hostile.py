@@ -153,8 +153,7 @@ def test_no_markup_of_a_catalogue_takes_effect(browser, hostile, name):
     with open_page(browser) as (page, outside, errors):
         page.on("dialog", lambda dialog: errors.append(dialog.message))
         page.goto((html / f"{name}.html").as_uri())
-        page.wait_for_load_state("networkidle")
-        page.wait_for_timeout(300)
+        page.wait_for_timeout(1000)  # scripts have run, formulas are set
         assert page.evaluate("window.ran") is None
         assert page.evaluate(ELEMENTS) == []
         main = page.locator("main article")

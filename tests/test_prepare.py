@@ -797,8 +797,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, large):
 @pytest.mark.slow
 def test_several_at_once_do_not_disturb_each_other(tmp_path, large):
     source, expected = large
-    outputs = finished(*(start(source, tmp_path / "prepared") for _ in range(3)))
-    assert sum("another process" in output for output in outputs) == 2
+    finished(*(start(source, tmp_path / "prepared") for _ in range(3)))
     assert content(tmp_path / "prepared") == expected
 
 
