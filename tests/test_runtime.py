@@ -206,7 +206,7 @@ WORKER = """
 import os, time, torch
 from fashionlib import runtime
 runtime.join_processes(torch.device("cpu"))
-print("joined", os.getpid(), flush=True)
+os.write(1, f"{os.getpid()}\\n".encode())  # in one piece: both write to this pipe
 time.sleep(300)
 """
 
@@ -222,8 +222,7 @@ def test_workers_of_a_launcher_that_is_killed_end_with_it(tmp_path):
         text=True,
         env=os.environ | {"PYTHONPATH": str(runtime.project_root())},
     )
-    joined = [launcher.stdout.readline() for _ in range(2)]
-    workers = [psutil.Process(int(line.split()[1])) for line in joined]
+    workers = [psutil.Process(int(launcher.stdout.readline())) for _ in range(2)]
     launcher.kill()
     launcher.wait()
     _, left = psutil.wait_procs(workers, timeout=10)
