@@ -95,6 +95,27 @@ def test_the_real_run_shows_the_facts_of_the_catalogue():
     assert run["classifier"]["accuracy"]["test"] >= 0.92
 
 
+def intervals(entry: object, name: str = "") -> list:
+    """What stands below keys that end in `_ci95`: [low, high], or None."""
+    if isinstance(entry, dict):
+        return [pair for key, value in entry.items() for pair in intervals(value, key)]
+    values = entry if isinstance(entry, list) else []
+    if not name.endswith("_ci95"):
+        return [pair for value in values for pair in intervals(value)]
+    return [entry] if not values or isinstance(values[0], float) else values
+
+
+def test_five_seeds_have_finite_intervals_throughout():
+    kept = artifacts.measured("seeds")  # JSON without NaN and infinity
+    assert [*kept["runs"]] == list("12345")
+    for seed, run in kept["runs"].items():
+        found = intervals(run)
+        assert len(found) > 100
+        assert found.count(None) == 4  # face_over_garment of classes without faces
+        assert all(pair[0] <= pair[1] for pair in found if pair)
+        assert [*kept["failed_readings"][seed]] == parameters.chapters()
+
+
 def test_what_the_last_page_says_about_faces_holds_in_the_photographs():
     """The maps prefer the face, and the answer does not need it."""
     run = artifacts.measured("small-224-cpu")
