@@ -325,8 +325,14 @@ def started():
     def start(command: list[str], build: Path) -> subprocess.Popen:
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         there = {"cwd": ROOT, "env": environment(build)}
+        # tests in a shell's background, or under nohup, inherit that both do nothing
+        there["preexec_fn"] = listen
         running.append(subprocess.Popen(command, **there, **silent))
         return running[-1]
+
+    def listen():
+        for stop in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(stop, signal.SIG_DFL)
 
     yield start
     for process in running:
