@@ -128,24 +128,29 @@ def mark(metrics: dict, subject: str) -> str:
     return text["mark"].format("; ".join(words)) if words else ""
 
 
-def _answers(topic: str, values: dict) -> Iterator[tuple[str, str]]:
-    """Of each question the side of its interval, or "missing", and the sentence."""
+def answers(topic: str, values: dict) -> Iterator[tuple[str, str, str, str]]:
+    """Of each question its words, the side of its interval, the answer, the sentence.
+
+    topic, values: as in `tell`. The side is "missing" where there is no interval.
+    Taught in: chapter 6
+    """
     for key, question in texts()[topic].items():
         found, say = values.get(key), question["say"]
+        asked = say.partition(" {answer}")[0]
         if not isinstance(found, Estimate):
             found = Estimate(found, values.get(f"{key}_ci95"))
         if is_interval(found.ci95) and is_interval([found.value] * 2):
             where = side(found.ci95, question["reference"])
         else:
-            where, say = "missing", say.partition("{answer}")[0] + "{answer}: {found}."
+            where, say = "missing", f"{asked} {{answer}}: {{found}}."
             found = values.get(f"{key}_reason") or "there is no interval"
         answer = question.get(where, texts()["answer"][where])
-        yield where, say.format(answer=answer, found=found)
+        yield asked, where, answer, say.format(answer=answer, found=found)
 
 
 def _decide(topic: str, values: dict) -> tuple[str, str]:
     """The answers to a topic's questions, and one word for all where they agree."""
-    sides, sentences = zip(*_answers(topic, values), strict=True)
+    _, sides, _, sentences = zip(*answers(topic, values), strict=True)
     where = sides[0] if len(set(sides)) == 1 else "several"
     badge = texts()["badge"]["missing" if "missing" in sides else where]
     return " ".join(sentences), texts()["scope"].get(topic, "{}").format(badge)

@@ -1,6 +1,6 @@
 """What another seed changes: every chapter of `sample` with seeds 1 to 5.
 
-    make seeds        # 25 minutes on 2 cores
+    make seeds        # 52 minutes on 2 busy cores without bfloat16
 
 The synthetic catalogue, its split, all first weights, samples and controls are drawn
 anew with each seed. Kept are the metrics of each run, from which chapter 6 decides the
