@@ -51,7 +51,7 @@ from fashionlib.runtime import InputError
 
 ROUNDS = 5
 STUDY = training.Recipe(
-    epochs=25, batch_size=256, learning_rate=1e-4, optimizer="adam", schedule="constant"
+    epochs=25, batch_size=256, learning_rate=1e-4, schedule="constant"
 )
 
 
@@ -185,10 +185,10 @@ def study(
     """Chapter 2 with the study's recipe on real images; the test set is used once."""
     folder = runtime.build_root() / "benchmarks" / "gpu"
     prepared = images.load(prepare.prepare(source, folder / "prepared", sizes=[224]))
-    options = {"architecture": "resnet152", "stem": "imagenet", "weights": weights}
+    network = {"architecture": "resnet152", "weights": weights, "size": 224}
     recipe = replace(STUDY, epochs=epochs)
     model, history = training.train_classifier(
-        prepared, folder, recipe, size=224, device=device, **options
+        prepared, folder, recipe, network=network, device=device
     )
     name = f"the study's recipe, {epochs} epochs, weights {Path(weights).name}"
     seconds = [record["seconds"] for record in history]

@@ -40,7 +40,6 @@ RECIPE = training.Recipe(
     epochs=1,
     batch_size=BATCH,
     learning_rate=1e-4,
-    optimizer="adam",
     schedule="constant",
     flip=True,
     crop=4,

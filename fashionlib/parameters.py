@@ -130,7 +130,8 @@ def check_recipe(recipe: object) -> None:
     known = vars(recipe)
     for name in filter(allowed().get, known):
         value, found = known[name], _checked(name, name, known[name], None, known)
-        if type(value) not in (type(found), int):  # an int may stand for a float
+        kinds = type(value), type(found)
+        if len(set(kinds)) > 1 and kinds != (int, float):
             raise InputError(f"{name} must be like {found!r}; found {value!r}.")
 
 

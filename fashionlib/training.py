@@ -1,6 +1,6 @@
 """Training and prediction: one loop for a CPU, for a GPU, and for several of them.
 
-    recipe = Recipe(epochs=25, batch_size=256, learning_rate=1e-4, optimizer="adam")
+    recipe = Recipe(epochs=25, batch_size=256, learning_rate=1e-4)
     history = fit(model, train, validation, recipe=recipe, checkpoint=folder / "model")
     logits, labels = predict(model, test)
 
@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import lr_scheduler, swa_utils
+from torch.optim import lr_scheduler
 
 from fashionlib import artifacts, cpu, images, models, runtime
 from fashionlib.catalogue import CLASS_NAMES
@@ -38,11 +38,9 @@ from fashionlib.images import ImageSet
 from fashionlib.parameters import check_recipe
 from fashionlib.runtime import InputError
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-PARTS = ("model", "optimizer", "scheduler", "scaler", "ema")  # of a checkpoint
+PARTS = ("model", "optimizer", "scheduler", "scaler")  # of a checkpoint
 CODE = ("training", "models", "images", "cpu", "data.prepare")  # decides the weights
 CHECKPOINT_STEPS = 200  # steps between two checkpoints
-STATISTICS_STEPS = 50  # whose images give averaged weights their BatchNorm statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,7 @@ class Recipe:
     epochs: int  # passes over the training set
     batch_size: int  # images a step, of all processes together
     learning_rate: float  # the highest of the schedule
-    optimizer: str = "adamw"  # adam (the study), adamw (Loshchilov and Hutter 2019)
+    # of AdamW (Loshchilov and Hutter 2019), which without it is the study's Adam
     weight_decay: float = 0.0
     # constant, or one-cycle (Smith and Topin 2019): warm up over a fifth of the steps,
     # then a cosine to zero; Adam's beta1 goes the other way, 0.95 to 0.85 to 0.95
@@ -64,10 +62,8 @@ class Recipe:
     label_smoothing: float = 0.0  # fraction of the target spread over all classes
     flip: bool = False  # mirror half of the images
     crop: int = 0  # shift each image by up to so many pixels
-    low_res_epochs: int = 0  # first epochs at half the height and width
-    # of a moving average of the weights, a step: 0.99 reaches back 100; 0: none
-    ema_decay: float = 0.0
-    frozen_batch_norm: bool = False  # keep the statistics that the weights came with
+    frozen_until: str = "none"  # up to this one of `models.stages` nothing is trained
+    layer_decay: float = 1.0  # rate of a stage, as a part of that of the stage after it
     # images of one forward and backward pass, of all processes; 0: the whole batch
     micro_batch: int = 0
     seed: int = 0
@@ -133,9 +129,6 @@ def fit(
         if probe_first:
             where = {"device": device, "precision": precision}
             models.set_head_to_probe(model, train, **where)
-    trainer = Trainer(model, train, device=device, **options)
-    if state is not None:
-        trainer.load_state_dict(state)
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = device.type == "cuda"
     try:
@@ -144,10 +137,14 @@ def fit(
             cpu.gemm_convolutions(device),
             forked_rng(device),  # steps are seeded; the caller's numbers go on
         ):
+            trainer = Trainer(model, train, device=device, **options)
+            if state is not None:
+                trainer.load_state_dict(state)
             trainer.run(validation, path)
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)  # a notebook would keep the batch
-        found = f"{trainer.micro_batch} images do not fit into the memory of {device}"
+        count = recipe.micro_batch or recipe.batch_size
+        found = f"{count} images do not fit into the memory of {device}"
         raise InputError(f"{found}: lower micro_batch or batch_size.") from None
     finally:
         torch.backends.cudnn.benchmark = benchmark
@@ -175,11 +172,9 @@ def check_images(model, train: ImageSet, recipe: Recipe, device: torch.device) -
     if device.type == "cpu":  # GPUs share their statistics
         fewest //= runtime.rank_and_world_size()[1]
     grey = torch.zeros(min(2, max(1, fewest)), 3, height, width, device=device)
-    trial = train_mode(copy.deepcopy(model), frozen_batch_norm=recipe.frozen_batch_norm)
+    trial = train_mode(copy.deepcopy(model), recipe)
     with torch.no_grad(), forked_rng(device):
         models.logits_of(trial, grey)
-        if recipe.low_res_epochs:
-            models.logits_of(trial, grey[:, :, : height // 2, : width // 2])
 
 
 class Trainer:
@@ -211,14 +206,15 @@ class Trainer:
         self.criterion = nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)
         options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
         options["fused"] = device.type in ("cpu", "cuda")  # ResNet18: 11 ms, not 33
-        self.optimizer = OPTIMIZERS[recipe.optimizer](model.parameters(), **options)
+        rates, stages = stage_rates(model, recipe), models.stages(model)
+        for name, weights in stages.items():
+            for weight in weights:
+                weight.requires_grad_(name in rates)
+        groups = [{"params": stages[name], "lr": rates[name]} for name in rates]
+        self.optimizer = torch.optim.AdamW(groups, **options)
         self.scheduler = make_scheduler(self.optimizer, recipe, self.steps)
         half = self.precision == "float16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self.ema = nn.Identity()
-        if recipe.ema_decay:
-            average = swa_utils.get_ema_multi_avg_fn(recipe.ema_decay)
-            self.ema = swa_utils.AveragedModel(model, multi_avg_fn=average)
         self.step, self.history, self.started = 0, [], time.perf_counter()
         self.totals = torch.zeros(2, device=device)  # of an epoch: loss, correct
 
@@ -243,12 +239,10 @@ class Trainer:
             correct = (logits.argmax(1) == labels).sum()
             totals = torch.stack([loss.detach(), correct]) * (factor > 0)
             self.totals += runtime.all_reduce_sum(totals)
-        self.learning_rate = self.scheduler.get_last_lr()[0]
+        self.learning_rate = self.scheduler.get_last_lr()[-1]
         self.scaler.step(self.optimizer)  # optimizer.step(), unless in float16
         self.scaler.update()
         self.scheduler.step()
-        if self.recipe.ema_decay:
-            self.ema.update_parameters(self.model)
         self.step += 1
 
     def batches(self) -> Iterator:
@@ -268,8 +262,6 @@ class Trainer:
         bounds = images.batch_bounds(self.images, size)[first // size :]
         batches = zip(bounds, images.batches(self.train, **options), strict=True)
         for (start, end), (pixels, labels) in batches:
-            if epoch < recipe.low_res_epochs:
-                pixels = F.avg_pool2d(pixels, 2)
             begin, stop = steps[min(start // recipe.batch_size, self.steps - 1)]
             has_share = self.rank < end - start
             factor = has_share * self.world_size / (stop - begin)
@@ -282,7 +274,7 @@ class Trainer:
         with runtime.progress(**steps, unit="step") as bar:
             for epoch in range(len(self.history), recipe.epochs):
                 bar.set_description(f"epoch {epoch + 1} of {recipe.epochs}")
-                train_mode(self.model, frozen_batch_norm=recipe.frozen_batch_norm)
+                train_mode(self.model, recipe)
                 batches = self.batches()
                 while self.step < (epoch + 1) * self.steps:
                     if self.step % CHECKPOINT_STEPS == 0:
@@ -293,35 +285,22 @@ class Trainer:
                 self.save(checkpoint)
 
     def end_epoch(self, validation: ImageSet | None) -> None:
-        """Put the epoch on record; after the last one, take the averaged weights."""
+        """Put the epoch on record."""
         loss, accuracy = (self.totals.cpu().double() / self.images).tolist()
         record = {"epoch": len(self.history) + 1, "train_loss": loss}
         record |= {"train_accuracy": accuracy, "learning_rate": self.learning_rate}
         record |= {"seconds": time.perf_counter() - self.started}
         self.history.append(record)
-        if self.recipe.ema_decay and record["epoch"] == self.recipe.epochs:
-            self.swap_in_ema()
         for buffer in self.model.buffers():  # BatchNorm's statistics, of all processes
             if buffer.is_floating_point():
                 runtime.all_reduce_sum(buffer).div_(self.world_size)
         if validation is not None:
-            scale = 2 if record["epoch"] <= self.recipe.low_res_epochs else 1
-            network = nn.Sequential(nn.AvgPool2d(scale), self.model)
             options = {"device": self.device, "precision": self.precision}
-            logits, labels = predict(network, validation, **options)
+            logits, labels = predict(self.model, validation, **options)
             correct = (logits.argmax(1) == labels).float()
             record["validation_loss"] = F.cross_entropy(logits, labels).item()
             record["validation_accuracy"] = correct.mean().item()
         self.totals, self.started = torch.zeros_like(self.totals), time.perf_counter()
-
-    def swap_in_ema(self) -> None:
-        """The averaged weights become the model's, with BatchNorm statistics anew."""
-        self.model.load_state_dict(self.ema.module.state_dict())
-        if not self.recipe.frozen_batch_norm:
-            count = STATISTICS_STEPS * self.recipe.batch_size // self.micro_batch
-            with runtime.autocast(self.device, self.precision):
-                batches = itertools.islice(self.batches(), count)
-                swa_utils.update_bn(batches, self.model)
 
     def save(self, checkpoint: Path | None) -> None:
         """Write the checkpoint. Raises InputError where the loss is not finite."""
@@ -352,20 +331,44 @@ def make_scheduler(optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRSche
     """The schedule of a recipe whose epochs have `steps` steps."""
     if recipe.schedule == "constant":
         return lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    rate, total = recipe.learning_rate, recipe.epochs * steps + 1
+    rates = [group["lr"] for group in optimizer.param_groups]  # each one's highest
+    total = recipe.epochs * steps + 1
     rise = max(0.2, 2 / total)  # torch divides by the number of steps up
-    return lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total, pct_start=rise)
+    return lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total, pct_start=rise)
 
 
-def train_mode(model: nn.Module, *, frozen_batch_norm: bool = False) -> nn.Module:
-    """`model.train()`; frozen BatchNorm layers keep and use the statistics they have.
+def stage_rates(model: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """Highest learning rate of each of the `models.stages` that are trained.
+
+    The last one has the recipe's rate, each one before it `layer_decay` times that of
+    the next (Clark et al. 2020, arXiv 2003.10555); a BatchNorm that is a stage of its
+    own has that of its convolution.
+    Raises InputError where `frozen_until` is no stage, or the last one.
+    Taught in: chapter 2
+    """
+    stages, frozen = models.stages(model), recipe.frozen_until
+    if frozen not in ("none", *list(stages)[:-1]):
+        names = ", ".join(["none", *list(stages)[:-1]])
+        raise InputError(f"frozen_until must be one of {names}; found {frozen!r}.")
+    rates, rate = {}, recipe.learning_rate
+    for name, weights in reversed(stages.items()):
+        if name == frozen:
+            break
+        rates[name] = rate
+        has_matrix = any(weight.ndim > 1 for weight in weights)
+        rate *= recipe.layer_decay if has_matrix else 1
+    return dict(reversed(rates.items()))
+
+
+def train_mode(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """`model.train()`, but frozen stages keep and use the statistics that they have.
 
     Taught in: chapter 2
     """
     model.train()
-    for module in model.modules():
-        if frozen_batch_norm and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+    frozen = models.stages(model).keys() - stage_rates(model, recipe).keys()
+    for name in frozen - {""}:
+        model.get_submodule(name).eval()
     return model
 
 
@@ -386,22 +389,24 @@ def predict(model, data, *, flip=False, **options) -> tuple[torch.Tensor, torch.
 
 
 def train_classifier(
-    prepared, folder, recipe, *, architecture, size, stem, weights, **options
+    prepared, folder, recipe, *, network: dict, **options
 ) -> tuple[nn.Module, list[dict]]:
     """Build a network, train it, and write `classifier.safetensors` into `folder`.
 
-    architecture, weights, stem: of `models.build`. options: those of `fit`. Returns the
-    network and `fit`'s records. Chapter 2 takes over what `python -m fashionlib fit`
-    has trained before: the checkpoint is the same.
+    network: `size` of its images, and what `models.build` takes. options: those of
+    `fit`. Returns the network and `fit`'s records. Chapter 2 takes over what
+    `python -m fashionlib fit` has trained before: the checkpoint is the same.
     Taught in: chapter 2
     """
     runtime.join_processes(runtime.device(str(options.get("device", "auto"))))
     runtime.seed_everything(recipe.seed)
+    chosen, size = {**network}, network["size"]
+    del chosen["size"]
     with runtime.local_main_process_first():  # it may download weights
-        model = models.build(architecture, weights=weights, stem=stem)
+        model = models.build(**chosen)
     train, validation = (prepared.subset(s, size) for s in ("train", "validation"))
-    settings = {"architecture": architecture, "stem": stem, "weights": weights}
-    settings |= {"classes": len(CLASS_NAMES), "size": list(train.images.shape[1:3])}
+    settings = network | {"classes": len(CLASS_NAMES)}
+    settings["size"] = list(train.images.shape[1:3])
     settings["resize_mode"] = prepared.manifest["settings"]["resize_mode"]
     options["settings"] = settings | {"data": prepared.checksum(size)}
     options |= {"recipe": recipe, "checkpoint": folder / "classifier"}

@@ -110,7 +110,8 @@ def test_chapters_3_and_4_where_all_maps_are_zero(run):
     """The last layer has no weights: no pixel changes any logit."""
     run, model = run("clustered"), models.build("resnet10")
     model.fc.weight.data.zero_()
-    settings = {"architecture": "resnet10", "stem": "imagenet", "size": [64, 64]}
+    settings = {"architecture": "resnet10", "stem": "imagenet", "enlarge": 1.0}
+    settings |= {"size": [64, 64]}
     settings |= {"classes": 6, "weights": "none", "resize_mode": "squash"}
     path = artifacts.folder(run) / "classifier.safetensors"
     artifacts.save_weights(path, model, settings)

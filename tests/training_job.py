@@ -2,7 +2,7 @@
 
     python tests/training_job.py FOLDER [NETWORK]
 
-NETWORK: `batch_norm` (with dropout), `frozen` (BatchNorm frozen), or `plain` (none).
+NETWORK: `batch_norm` (with dropout), `frozen` (up to BatchNorm), or `plain` (none).
 Every process writes the weights that it ends with, the first one the records.
 """
 
@@ -25,11 +25,11 @@ def main() -> None:
     training.CHECKPOINT_STEPS = 7
     killed = any(folder.glob("job-*.pt"))  # goes on from the file, so from any weights
     model = tiny(dropout=0.1 if network == "batch_norm" else 0, seed=int(killed))
-    recipe = replace(RECIPE, epochs=40, ema_decay=0.99)
+    recipe = replace(RECIPE, epochs=40)
     if network == "plain":
         model[1] = nn.Identity()
     if network == "frozen":
-        recipe = replace(recipe, frozen_batch_norm=True)
+        recipe = replace(recipe, frozen_until="1")
     rank, world_size = runtime.rank_and_world_size()
     if network != "batch_norm" or world_size > 1:
         recipe = replace(recipe, epochs=4, learning_rate=1e-3, micro_batch=8)

@@ -56,7 +56,7 @@ ROUND_TRIP = (1, 2)  # the classes that the DCGAN is trained on
 SHAPES = {"squash": (64, 64), "pad": (64, 64), "crop": (64, 64), "as it is": (80, 60)}
 SHAPE_IMAGES = 3_000
 # the weights' average looks back over a twentieth of all steps, as in profiles/small
-SHAPE_RECIPE = replace(SMALL, epochs=4, low_res_epochs=1, ema_decay=0.792)
+SHAPE_RECIPE = replace(SMALL, epochs=4)
 
 
 def subset(
