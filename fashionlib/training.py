@@ -38,6 +38,7 @@ from fashionlib.images import ImageSet
 from fashionlib.parameters import check_recipe
 from fashionlib.runtime import InputError
 
+BatchNorm = nn.modules.batchnorm._BatchNorm  # of any dimension
 PARTS = ("model", "optimizer", "scheduler", "scaler")  # of a checkpoint
 CODE = ("training", "models", "images", "cpu", "data.prepare")  # decides the weights
 CHECKPOINT_STEPS = 200  # steps between two checkpoints
@@ -64,6 +65,7 @@ class Recipe:
     crop: int = 0  # shift each image by up to so many pixels
     frozen_until: str = "none"  # up to this one of `models.stages` nothing is trained
     layer_decay: float = 1.0  # rate of a stage, as a part of that of the stage after it
+    frozen_batch_norm: bool = False  # keep the statistics that the weights came with
     # images of one forward and backward pass, of all processes; 0: the whole batch
     micro_batch: int = 0
     seed: int = 0
@@ -361,7 +363,7 @@ def stage_rates(model: nn.Module, recipe: Recipe) -> dict[str, float]:
 
 
 def train_mode(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """`model.train()`, but frozen stages keep and use the statistics that they have.
+    """`model.train()`, but frozen layers keep and use the statistics that they have.
 
     Taught in: chapter 2
     """
@@ -369,6 +371,9 @@ def train_mode(model: nn.Module, recipe: Recipe) -> nn.Module:
     frozen = models.stages(model).keys() - stage_rates(model, recipe).keys()
     for name in frozen - {""}:
         model.get_submodule(name).eval()
+    for module in model.modules():
+        if recipe.frozen_batch_norm and isinstance(module, BatchNorm):
+            module.eval()
     return model
 
 

@@ -226,6 +226,14 @@ def test_the_rate_of_a_stage_is_a_part_of_the_next_one_s(data):
     assert training.stage_rates(model, recipe) == {"0": 0.0025, "1": 0.0025, "5": 0.01}
 
 
+def test_frozen_batch_norm_keeps_its_statistics(data):
+    model = tiny()
+    before = model[1].running_mean.clone()
+    recipe = replace(RECIPE, frozen_batch_norm=True)
+    training.fit(model, data, recipe=recipe, device="cpu")
+    assert torch.equal(model[1].running_mean, before)
+
+
 @pytest.mark.parametrize(("count", "micro_batch"), [(40, 4), (40, 1), (33, 1)])
 def test_micro_batches_take_the_steps_of_whole_ones(count, micro_batch):
     """40 images in steps of 16, 16 and 8, or 33 in steps of 16 and 17: same weights."""
