@@ -18,33 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fashionlib import models, runtime
 from fashionlib.runtime import InputError
 
 Embed = Callable[[np.ndarray], Tensor]  # images uint8 (N, H, W, 3) to features (N, D)
-
-
-def inception(*, batch_size: int = 64, device: torch.device | str = "auto") -> Embed:
-    """The Inception network that published distances are measured with, for `scores`.
-
-    It takes images uint8 (N, H, W, 3) to features float32 (N, 2048) on the CPU.
-    Raises InputError where its weights, 91 MB, are neither in torch's cache nor to be
-    downloaded. https://github.com/toshas/torch-fidelity
-    Taught in: chapter 5
-    """
-    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
-
-    models.download(fidelity.URL_INCEPTION_V3, "Inception's weights")
-    device = runtime.device(str(device))
-    network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    network.to(device)
-
-    @torch.inference_mode()
-    def embed(pixels: np.ndarray) -> Tensor:
-        batches = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(batch_size)
-        return torch.cat([network(batch.to(device))[0].cpu() for batch in batches])
-
-    return embed
 
 
 def scores(embed: Embed, reference: np.ndarray, sides: dict[str, np.ndarray]) -> dict:

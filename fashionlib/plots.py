@@ -70,10 +70,15 @@ def show(figure: Figure, caption: str) -> None:
     caption: plain text, one paragraph.
     Taught in: chapter 1
     """
-    _display(png(figure), in_words(figure), caption, scale=2)
+    show_png(png(figure), in_words(figure), caption, scale=2)
 
 
-def _display(data: bytes, words: str, caption: str, scale: int) -> None:
+def show_png(data: bytes, words: str, caption: str, scale: int = 1) -> None:
+    """Display a PNG file, its words for who cannot see it, and below it the caption.
+
+    scale: its pixels for each one as shown. caption: plain text, one paragraph.
+    Taught in: chapter 5
+    """
     from fashionlib.evaluation import escape  # it needs torch, which takes seconds
 
     width = int.from_bytes(data[16:20]) // scale  # where a PNG file holds its width
@@ -263,37 +268,6 @@ def panels(series: dict[str, dict], xlabel: str, rotation: float = 0) -> Figure:
 
 
 # --- what moves ---------------------------------------------------------------------
-
-
-def film(snapshots: dict[int, np.ndarray], columns: int = 8) -> bytes:
-    """Images uint8 (N, H, W, 3) of each epoch as an endless film (an animated PNG).
-
-    It begins with the last epoch, which stays longer: a page that stands still, as in
-    print, shows the result. N must be a multiple of `columns`.
-    Taught in: chapter 5
-    """
-    from PIL import Image
-
-    *earlier, last = snapshots.values()
-    pages = []
-    for images in (*[last] * 5, *earlier):  # equal ones become one, which stays longer
-        rows = images.reshape(-1, columns, *images.shape[1:])  # (R, columns, H, W, 3)
-        pages.append(np.hstack(np.hstack(rows)))  # (R * H, columns * W, 3)
-    # one palette of 64 colours for all, or the file would hold three bytes a pixel
-    palette = Image.fromarray(np.vstack(pages)).quantize(64)
-    first, *others = [Image.fromarray(page).quantize(palette=palette) for page in pages]
-    stream = io.BytesIO()
-    first.save(stream, "PNG", save_all=True, append_images=others, duration=400, loop=0)
-    return stream.getvalue()
-
-
-def show_film(snapshots: dict[int, np.ndarray], caption: str) -> None:
-    """Display the `film` of the snapshots, and below it the caption.
-
-    Taught in: chapter 5
-    """
-    words = f"{len(snapshots)} moments: epochs {', '.join(map(str, snapshots))}."
-    _display(film(snapshots), words, caption, scale=1)
 
 
 def explorer(draw: Callable[..., Figure], **choices: Sequence):

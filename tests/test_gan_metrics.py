@@ -1,11 +1,13 @@
 """gan_metrics: distances by hand and against other libraries; copies, diversity."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import from_chapter
+from PIL import Image
 from scipy import linalg
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -15,6 +17,7 @@ from fashionlib import gan_metrics, models
 from fashionlib.runtime import InputError
 
 chapter_5 = from_chapter("05_dcgan")
+chapter_5.device = "cpu"
 
 
 def identity(dimensions):
@@ -185,7 +188,7 @@ def test_inception_gives_the_distance_of_torchmetrics(inception_weights, monkeyp
     rng = np.random.default_rng(0)
     real, generated = rng.integers(0, 256, (2, 6, 64, 64, 3), np.uint8)
     generated = generated // 2
-    embed = gan_metrics.inception(batch_size=4, device="cpu")
+    embed = chapter_5.inception_features(batch_size=4)
     assert [Path(url).name for url in asked] == [inception_weights.name]
     assert embed(real).shape == (6, 2048)
     weights = str(inception_weights)
@@ -201,7 +204,30 @@ def test_inception_without_network_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(InputError, match=r"weights-inception\S+\.pth"):
-        gan_metrics.inception()
+        chapter_5.inception_features()
+
+
+# --- the film of a training ---
+
+
+def test_a_film_begins_with_its_end_and_shows_every_moment():
+    moments = {
+        epoch: np.full((16, 8, 8, 3), 10 * epoch, np.uint8) for epoch in (1, 5, 9)
+    }
+    film = Image.open(io.BytesIO(chapter_5.film(moments, columns=8)))
+    assert (film.n_frames, film.size, film.info["loop"]) == (3, (64, 16), 0)
+    shown = []
+    for i in range(3):
+        film.seek(i)
+        shown.append((film.convert("RGB").getpixel((5, 5)), film.info["duration"]))
+    assert shown == [((90,) * 3, 2000), ((10,) * 3, 400), ((50,) * 3, 400)]
+
+
+def test_a_film_keeps_the_order_of_its_images():
+    content = chapter_5.film({1: gray(0, 80, 160, 240)}, columns=2)  # 2x2 pixels each
+    frame = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+    assert frame.shape == (4, 4)
+    assert frame[::2, ::2].tolist() == [[0, 80], [160, 240]]
 
 
 # --- pixels ---------------------------------------------------------------------------

@@ -354,37 +354,6 @@ def test_axes_are_in_the_course_s_style_and_described():
     assert repr(figure) == "two sizes."
 
 
-def test_a_film_begins_with_its_end_and_shows_every_moment():
-    moments = {
-        epoch: np.full((16, 8, 8, 3), 10 * epoch, np.uint8) for epoch in (1, 5, 9)
-    }
-    film = Image.open(io.BytesIO(plots.film(moments, columns=8)))
-    assert (film.n_frames, film.size, film.info["loop"]) == (3, (64, 16), 0)
-    shown = []
-    for i in range(3):
-        film.seek(i)
-        shown.append((film.convert("RGB").getpixel((5, 5)), film.info["duration"]))
-    assert shown == [((90,) * 3, 2000), ((10,) * 3, 400), ((50,) * 3, 400)]
-
-
-def test_a_film_keeps_the_order_of_its_images():
-    four = np.stack([solid(value) for value in (0, 80, 160, 240)])
-    frame = pixels(plots.film({1: four}, columns=2))
-    assert frame.shape == (2 * 4, 2 * 4, 3)
-    assert frame[::4, ::4, 0].tolist() == [[0, 80], [160, 240]]
-
-
-def test_a_film_is_shown_with_its_moments_in_words(monkeypatch):
-    shown = []
-    monkeypatch.setattr(plots, "display", lambda *given, **o: shown.append((*given, o)))
-    eight = np.stack([solid(200)] * 8)
-    plots.show_film({1: eight, 7: eight // 2}, "Two moments.")
-    (bundle, options), (caption, _) = shown
-    assert bundle["text/plain"] == "2 moments: epochs 1, 7."
-    assert options["metadata"]["image/png"]["width"] == 8 * 4
-    assert caption.data == "*Two moments.*"
-
-
 def test_a_change_of_a_control_draws_anew():
     asked = []
 
