@@ -350,11 +350,12 @@ def linear_probe(
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
 
-def set_head_to_probe(model: nn.Module, data: ImageSet, **options) -> None:
+def set_head_to_probe(model: nn.Module, data: ImageSet, **options) -> torch.Tensor:
     """Set the last linear layer to the linear probe of the network's own features.
 
-    A training that begins there does not spoil the other layers in its first steps
-    (Kumar et al. 2022, arXiv 2202.10054). options: those of `extract_features`.
+    Returns the logits float32 (M, classes) that it then has for the images. A training
+    that begins there does not spoil the other layers in its first steps (Kumar et al.
+    2022, arXiv 2202.10054). options: those of `extract_features`.
     Raises InputError for a network whose last layer is not linear (SqueezeNet).
     Taught in: chapter 2
     """
@@ -364,6 +365,7 @@ def set_head_to_probe(model: nn.Module, data: ImageSet, **options) -> None:
     features, _ = extract_features(model, data, **options)
     weight, bias = linear_probe(features, data.labels, head.out_features)
     head.load_state_dict({"weight": weight, "bias": bias})
+    return features @ weight.T + bias
 
 
 # --- use ------------------------------------------------------------------------------

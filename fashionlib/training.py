@@ -52,7 +52,7 @@ class Recipe:
     Taught in: chapter 2
     """
 
-    epochs: int  # passes over the training set
+    epochs: int  # passes over the training set; 0: the linear probe alone
     batch_size: int  # images a step, of all processes together
     learning_rate: float  # the highest of the schedule
     # of AdamW (Loshchilov and Hutter 2019), which without it is the study's Adam
@@ -101,7 +101,8 @@ def fit(
     """Train `model` in place; returns one record an epoch.
 
     A record has epoch, train_loss, train_accuracy, validation_loss,
-    validation_accuracy, learning_rate (of the last step) and seconds.
+    validation_accuracy, learning_rate (of the last step) and seconds; epoch 0 is the
+    linear probe.
     compiled: run whole batches through `torch.compile`. checkpoint: a path without
     suffix; a run that was stopped goes on from the file written there, a finished one
     returns at once (several machines need a folder in common). settings: what else
@@ -109,14 +110,16 @@ def fit(
     begin with the last layer that fits the first weights' features best
     (`models.set_head_to_probe`).
     Raises InputError for no images, for those that the network cannot take
-    (`check_images`) or that are not larger than `crop`, for a loss that is not finite,
-    and where a batch does not fit into the GPU's memory.
+    (`check_images`) or that are not larger than `crop`, for neither epochs nor a probe,
+    for a loss that is not finite, and where a batch does not fit into the GPU's memory.
     Taught in: chapter 2
     """
     if not len(train.rows):
         raise InputError("there is no image to train on: take more classes or images.")
     if validation is not None and not len(validation.rows):
         raise InputError("the validation set has no image: take None or more images.")
+    if not (recipe.epochs or probe_first):
+        raise InputError("nothing is trained: take epochs = 1 or probe_first = true.")
     device = runtime.device(str(device))
     runtime.join_processes(device)
     options = {"recipe": recipe, "precision": precision, "compiled": compiled}
@@ -126,11 +129,13 @@ def fit(
         path = artifacts.checkpoint_path(checkpoint, named | (settings or {}), CODE)
         state = artifacts.load_checkpoint(path)
     model.to(device)
+    answers = None  # of the probe
+    started = time.perf_counter()
     if state is None:
         check_images(model, train, recipe, device)
         if probe_first:
             where = {"device": device, "precision": precision}
-            models.set_head_to_probe(model, train, **where)
+            answers = models.set_head_to_probe(model, train, **where)
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = device.type == "cuda"
     try:
@@ -142,6 +147,12 @@ def fit(
             trainer = Trainer(model, train, device=device, **options)
             if state is not None:
                 trainer.load_state_dict(state)
+            if answers is not None:
+                trainer.started = started
+                labels = torch.from_numpy(train.labels)
+                trainer.totals += trainer.count(answers, labels).to(device)
+                trainer.end_epoch(validation)
+                trainer.save(path)
             trainer.run(validation, path)
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)  # a notebook would keep the batch
@@ -217,7 +228,8 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer, recipe, self.steps)
         half = self.precision == "float16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self.step, self.history, self.started = 0, [], time.perf_counter()
+        self.learning_rate, self.step, self.history = 0.0, 0, []
+        self.started = time.perf_counter()
         self.totals = torch.zeros(2, device=device)  # of an epoch: loss, correct
 
     def train_step(self, batches: Iterator) -> None:
@@ -235,17 +247,19 @@ class Trainer:
             # Only whole batches are compiled: each other shape would be, too
             network = self.compiled if len(labels) == self.share else self.network
             with runtime.autocast(self.device, self.precision):
-                logits = network(pixels)
-                loss = self.criterion(logits, labels)
-            self.scaler.scale(loss * factor).backward()
-            correct = (logits.argmax(1) == labels).sum()
-            totals = torch.stack([loss.detach(), correct]) * (factor > 0)
-            self.totals += runtime.all_reduce_sum(totals)
+                totals = self.count(network(pixels), labels)
+            self.scaler.scale(totals[0] * factor).backward()
+            self.totals += runtime.all_reduce_sum(totals.detach() * (factor > 0))
         self.learning_rate = self.scheduler.get_last_lr()[-1]
         self.scaler.step(self.optimizer)  # optimizer.step(), unless in float16
         self.scaler.update()
         self.scheduler.step()
         self.step += 1
+
+    def count(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(loss, correct): sum of the losses and number of correct answers."""
+        correct = (logits.argmax(1) == labels).sum()
+        return torch.stack([self.criterion(logits, labels), correct])
 
     def batches(self) -> Iterator:
         """This process's micro-batches of the epoch, for the steps that are not done.
@@ -254,7 +268,7 @@ class Trainer:
         their number over the number of images in the step, and 0 for a process without
         a share of a small batch, which gets a copy of another's image.
         """
-        recipe, epoch, size = self.recipe, len(self.history), self.micro_batch
+        recipe, epoch, size = self.recipe, self.step // self.steps, self.micro_batch
         first = (self.step - epoch * self.steps) * recipe.batch_size
         options = {"device": self.device, "dtype": getattr(torch, self.precision)}
         options |= {"seed": recipe.seed, "flip": recipe.flip, "crop": recipe.crop}
@@ -274,7 +288,7 @@ class Trainer:
         recipe = self.recipe
         steps = {"initial": self.step, "total": recipe.epochs * self.steps}
         with runtime.progress(**steps, unit="step") as bar:
-            for epoch in range(len(self.history), recipe.epochs):
+            for epoch in range(self.step // self.steps, recipe.epochs):
                 bar.set_description(f"epoch {epoch + 1} of {recipe.epochs}")
                 train_mode(self.model, recipe)
                 batches = self.batches()
@@ -287,9 +301,9 @@ class Trainer:
                 self.save(checkpoint)
 
     def end_epoch(self, validation: ImageSet | None) -> None:
-        """Put the epoch on record."""
+        """Put the epoch on record; before the first step, the probe as epoch 0."""
         loss, accuracy = (self.totals.cpu().double() / self.images).tolist()
-        record = {"epoch": len(self.history) + 1, "train_loss": loss}
+        record = {"epoch": self.step // self.steps, "train_loss": loss}
         record |= {"train_accuracy": accuracy, "learning_rate": self.learning_rate}
         record |= {"seconds": time.perf_counter() - self.started}
         self.history.append(record)
@@ -334,7 +348,7 @@ def make_scheduler(optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRSche
     if recipe.schedule == "constant":
         return lr_scheduler.ConstantLR(optimizer, factor=1.0)
     rates = [group["lr"] for group in optimizer.param_groups]  # each one's highest
-    total = recipe.epochs * steps + 1
+    total = max(recipe.epochs * steps + 1, 2)
     rise = max(0.2, 2 / total)  # torch divides by the number of steps up
     return lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total, pct_start=rise)
 

@@ -342,7 +342,7 @@ def test_float16_scales_the_loss(tmp_path, data):
     "options",
     [
         {"schedule": "cosine"},
-        {"epochs": 0},
+        {"epochs": -1},
         {"epochs": 1.5},
         {"batch_size": -1},
         {"batch_size": "64"},
@@ -737,14 +737,39 @@ def test_a_trained_classifier_leaves_weights_that_load(tmp_path, prepared):
 
 
 def test_a_training_may_begin_with_a_probe(tmp_path, prepared):
-    """The weights hardly move, so that the head stays the probe's."""
+    """It is epoch 0. The weights hardly move, so that the head stays the probe's."""
     options = {**NETWORK, "probe_first": True}
-    still = replace(SHORT, learning_rate=1e-30)
-    model, _ = training.train_classifier(prepared, tmp_path, still, **options)
+    still = replace(SHORT, learning_rate=1e-30, label_smoothing=0.1)
+    model, history = training.train_classifier(prepared, tmp_path, still, **options)
+    train, validation = (prepared.subset(s, 32) for s in ("train", "validation"))
     runtime.seed_everything(still.seed)
     expected = models.build("resnet10", stem="small")
-    models.set_head_to_probe(expected, prepared.subset("train", 32), **CPU)
+    answers = models.set_head_to_probe(expected, train, **CPU)
     torch.testing.assert_close(model.fc.weight, expected.fc.weight)
+    logits, labels = training.predict(expected, train, **CPU)
+    torch.testing.assert_close(answers, logits, atol=1e-4, rtol=1e-4)
+    loss = F.cross_entropy(answers, labels, label_smoothing=0.1).item()
+    logits, labels = training.predict(expected, validation, **CPU)
+    correct = (logits.argmax(1) == labels).float().mean().item()
+    assert [record["epoch"] for record in history] == [0, 1]
+    assert history[0]["train_loss"] == pytest.approx(loss, rel=1e-5)
+    assert history[0]["validation_accuracy"] == pytest.approx(correct)
+    assert history[0]["seconds"] > 0
+
+
+def test_no_epochs_leave_the_probe_alone(tmp_path, prepared):
+    options = {**NETWORK, "probe_first": True}
+    none = replace(SHORT, epochs=0)
+    model, history = training.train_classifier(prepared, tmp_path, none, **options)
+    assert [record["epoch"] for record in history] == [0]
+    runtime.seed_everything(none.seed)
+    expected = models.build("resnet10", stem="small")
+    models.set_head_to_probe(expected, prepared.subset("train", 32), **CPU)
+    assert same(model, expected)
+    again = training.train_classifier(prepared, tmp_path, none, **options)
+    assert again[1] == history  # from its checkpoint, seconds and all
+    with pytest.raises(InputError, match="probe_first"):
+        training.train_classifier(prepared, tmp_path, none, **NETWORK)
 
 
 # --- GPUs ---
