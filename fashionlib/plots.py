@@ -28,9 +28,10 @@ with contextlib.suppress(KeyError):  # one that is none stops matplotlib's impor
     BACKEND = os.environ.pop("MPLBACKEND")
 import matplotlib as mpl
 import numpy as np
-from IPython.display import Code, Markdown, display
+from IPython.display import HTML, Code, Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from fashionlib.alt_texts import Described, in_words
 from fashionlib.catalogue import CLASS_NAMES
@@ -288,3 +289,43 @@ def explorer(draw: Callable[..., Figure], **choices: Sequence):
     for control in panel.children:
         control.continuous_update = False  # a slider draws when it is let go
     return ipywidgets.VBox([panel, image])
+
+
+QUIZ = """<style>
+.quiz {display: flex; flex-wrap: wrap; gap: 1em; counter-reset: asked reader network}
+.quiz img {display: block; height: 9em; margin-bottom: 0.3em; border-radius: 6px}
+.quiz span {display: block; visibility: hidden}
+.quiz input:checked ~ span {visibility: visible}
+.quiz input:checked {counter-increment: asked reader var(--reader) network var(--net)}
+.quiz p {width: 100%}
+.quiz p::after {content: "You: " counter(reader) " of " counter(asked) " correct, "
+  "the network: " counter(network) " of " counter(asked) "."}
+</style>"""
+
+
+def quiz(images: Sequence, labels: Sequence, answers: Sequence, choices: Sequence):
+    """Images whose labels are told to who has chosen one, with both sides' scores.
+
+    images: uint8 (H, W, 3); labels, answers: the correct choice for each, and the
+    network's. All of it is HTML and CSS: it works in a published page, too, and what is
+    chosen never leaves it.
+    Taught in: chapter 2
+    """
+    from fashionlib.evaluation import escape  # it needs torch, which takes seconds
+
+    items = []
+    for i, (image, label, answer) in enumerate(
+        zip(images, labels, answers, strict=True)
+    ):
+        stream = io.BytesIO()
+        Image.fromarray(np.asarray(image)).save(stream, "PNG")
+        data = base64.b64encode(stream.getvalue()).decode()
+        parts = [f'<img alt="product {i + 1}" src="data:image/png;base64,{data}">']
+        for choice in choices:
+            scores = f"--reader: {int(choice == label)}; --net: {int(answer == label)}"
+            button = f'<input type="radio" name="quiz-{i}" id="quiz-{i}-{len(parts)}"'
+            named = f'<label for="quiz-{i}-{len(parts)}">{escape(choice)}</label>'
+            parts.append(f'{button} style="{scores}"> {named}')
+        told = f"<span>{escape(label)}; the network: {escape(answer)}</span>"
+        items.append(f"<div>{' '.join(parts)}{told}</div>")
+    return HTML(f'{QUIZ}<div class="quiz">{"".join(items)}<p></p></div>')

@@ -407,6 +407,18 @@ def predict(model, data, *, flip=False, **options) -> tuple[torch.Tensor, torch.
     return logits, torch.from_numpy(data.labels)
 
 
+def settings_of(prepared, network: dict) -> dict:
+    """What names a training on prepared images, and what `models.load` needs.
+
+    network: as in `train_classifier`.
+    Taught in: chapter 2
+    """
+    settings = network | {"classes": len(CLASS_NAMES)}
+    settings["size"] = list(prepared.array(network["size"]).shape[1:3])
+    settings["resize_mode"] = prepared.manifest["settings"]["resize_mode"]
+    return settings | {"data": prepared.checksum(network["size"])}
+
+
 def train_classifier(
     prepared, folder, recipe, *, network: dict, **options
 ) -> tuple[nn.Module, list[dict]]:
@@ -424,10 +436,7 @@ def train_classifier(
     with runtime.local_main_process_first():  # it may download weights
         model = models.build(**chosen)
     train, validation = (prepared.subset(s, size) for s in ("train", "validation"))
-    settings = network | {"classes": len(CLASS_NAMES)}
-    settings["size"] = list(train.images.shape[1:3])
-    settings["resize_mode"] = prepared.manifest["settings"]["resize_mode"]
-    options["settings"] = settings | {"data": prepared.checksum(size)}
+    options["settings"] = settings = settings_of(prepared, network)
     options |= {"recipe": recipe, "checkpoint": folder / "classifier"}
     history = fit(model, train, validation, **options)
     if runtime.rank_and_world_size()[0] == 0:
