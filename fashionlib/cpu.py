@@ -138,28 +138,36 @@ def fuse_batchnorm(model: nn.Module) -> nn.Module:
     Taught in: chapter 4
     """
     try:
-        fused = fx.symbolic_trace(copy.deepcopy(model).eval())
+        tracer = _Tracer()
+        graph = tracer.trace(copy.deepcopy(model).eval())
     except (fx.proxy.TraceError, TypeError, NotImplementedError) as error:
         name = type(model).__name__
         raise InputError(f"cannot fuse {name}, use it as it is: {error}") from error
+    fused = fx.GraphModule(tracer.root, graph)
     layers = dict(fused.named_modules())
-    calls = Counter(node.target for node in fused.graph.nodes)
-    for node in list(fused.graph.nodes):
+    calls = Counter(node.target for node in graph.nodes)
+    for node in graph.nodes:
         norm = layers.get(node.target)
         if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
             before = node.args[0]
             convolution = layers.get(before.target)
-            alone = len(before.users) == 1 == calls[before.target]
+            alone = len(before.users) == calls[before.target] == calls[node.target] == 1
             if isinstance(convolution, nn.Conv2d) and alone:
                 convolution = fuse_conv_bn_eval(convolution, norm)
                 if _is_stem(convolution):
                     convolution = SpaceToDepth(convolution)
                 fused.set_submodule(before.target, convolution)
-                node.replace_all_uses_with(before)
-                fused.graph.erase_node(node)
-    fused.delete_all_unused_submodules()
-    fused.recompile()
+                # timm's BatchNorms hold an activation, which stays; torch's are empty
+                fused.set_submodule(node.target, nn.Sequential(*norm.children()))
     return fused.requires_grad_(False)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into no convolution or BatchNorm, also where they are timm's."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        layer = isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+        return layer or super().is_leaf_module(module, name)
 
 
 def _is_stem(layer: nn.Conv2d) -> bool:

@@ -48,6 +48,22 @@ def random_images(count=3, size=64, dtype=torch.float32):
     return images.normalize(values).to(dtype)
 
 
+def exact_guided(model, pixels, targets):
+    """The rule by other means: hooks that clamp the gradient behind each module."""
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, _inputs, y: y.register_hook(lambda g: g.clamp(min=0)) and y
+        )
+        for module in model.eval().modules()
+        if isinstance(module, (nn.ReLU, nn.ReLU6))
+    ]
+    leaf = pixels.clone().requires_grad_()
+    score = model(leaf).gather(1, targets[:, None]).sum()
+    for hook in hooks:
+        hook.remove()
+    return torch.autograd.grad(score, leaf)[0]
+
+
 def snapshot(model):
     """Weights, modes and flags, for `assert_untouched`."""
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -9,7 +9,14 @@ import torch
 import torchvision
 from captum.attr import GuidedBackprop, IntegratedGradients
 from conftest import from_chapter
-from networks import assert_untouched, random_images, small, snapshot, trained
+from networks import (
+    assert_untouched,
+    exact_guided,
+    random_images,
+    small,
+    snapshot,
+    trained,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -44,22 +51,6 @@ def forgetful(x):
     """ReLU in place, whose result is not used."""
     x.relu_()
     return x
-
-
-def exact_guided(model, pixels, targets):
-    """The rule by other means: hooks that clamp the gradient behind each module."""
-    hooks = [
-        module.register_forward_hook(
-            lambda _module, _inputs, y: y.register_hook(lambda g: g.clamp(min=0)) and y
-        )
-        for module in model.eval().modules()
-        if isinstance(module, (nn.ReLU, nn.ReLU6))
-    ]
-    leaf = pixels.clone().requires_grad_()
-    score = model(leaf).gather(1, targets[:, None]).sum()
-    for hook in hooks:
-        hook.remove()
-    return torch.autograd.grad(score, leaf)[0]
 
 
 # --- the guided rule ------------------------------------------------------------------
