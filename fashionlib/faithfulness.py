@@ -54,7 +54,7 @@ def randomize_weights(model: nn.Module, *, seed=0, last: int | None = None) -> I
     with the same numbers as fewer: 1, 2, 3, ... is the cascade of Adebayo et al. 2018
     (arXiv 1810.03292), whose sanity check says that a map which explains a network must
     change with its weights. Convolutions begin as in torchvision's ResNets (He et al.
-    2015), other layers as in torch, BatchNorm's running statistics afresh.
+    2015; in groups, as depthwise ones are, as in timm), other layers as in torch, BatchNorm's running statistics afresh.
     Taught in: chapter 3
     """
     kept = copy.deepcopy(model.state_dict())  # with the versions of the layers
@@ -82,6 +82,7 @@ def _randomize(module: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.02)
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        module.weight *= module.groups**0.5  # each output sees one group only
 
 
 # --- does it name the pixels that matter? ---------------------------------------------

@@ -39,7 +39,8 @@ PACKAGED = {
     "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
 # Modules whose children are stages of their own
-OPENED = ("features", "blocks", "layers", "trunk_output", "classifier", "heads")
+OPENED = ("features", "blocks", "layers", "stages", "trunk_output", "classifier")
+OPENED += ("heads",)
 
 # --- build ----------------------------------------------------------------------------
 
@@ -256,21 +257,32 @@ def last_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
     return layers[-1]
 
 
+def parts(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers and stages that a network is made of, by name, from first to last.
+
+    conv1, bn1, relu, maxpool, layer1, ..., avgpool, fc in a ResNet; features.0, ... in
+    a VGG.
+    Taught in: chapter 3
+    """
+    found = {}
+    for name, part in model.named_children():
+        inner = part.named_children() if name in OPENED else ()
+        opened = {f"{name}.{key}": child for key, child in inner}
+        found |= opened or {name: part}
+    return found
+
+
 def stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parts of a network that have parameters, with these, from the first to last.
+    """The `parts` of a network that have parameters, with these.
 
     conv1, bn1, layer1, ..., layer4, fc in a ResNet; features.0, ..., classifier.6 in a
     VGG. "" stands for the network's own parameters, where it has some (ViT).
     Taught in: chapter 2
     """
-    parts = {"": list(model.parameters(recurse=False))}
-    for name, part in model.named_children():
-        children = dict(part.named_children()) if name in OPENED else {}
-        for key, child in children.items():
-            parts[f"{name}.{key}"] = list(child.parameters())
-        if not children:
-            parts[name] = list(part.parameters())
-    return {name: own for name, own in parts.items() if own}
+    weights = {"": list(model.parameters(recurse=False))}
+    for name, part in parts(model).items():
+        weights[name] = list(part.parameters())
+    return {name: own for name, own in weights.items() if own}
 
 
 def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from torch.nn.modules import activation
 from torch.overrides import TorchFunctionMode
 
+from fashionlib import models
 from fashionlib.images import NEAR_WHITE, STD, denormalize
-from fashionlib.models import evaluating
 from fashionlib.runtime import InputError
 
 # --- guided backpropagation -----------------------------------------------------------
@@ -142,7 +142,7 @@ def gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
     Simonyan et al. 2014 (arXiv 1312.6034).
     Taught in: chapter 3
     """
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with models.evaluating(model), torch.inference_mode(False), torch.enable_grad():
         leaf = pixels.detach().clone().requires_grad_()
         logits = model(leaf.clone())  # a copy: the first layer may work in place
         # and a copy: no tensor of inference mode can take part in a backward pass
@@ -153,43 +153,54 @@ def gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
 # --- Grad-CAM -------------------------------------------------------------------------
 
 
-# Modules of torchvision's networks that return the last feature map (B, C, h, w)
-LAST_MAPS = ("layer4", "trunk_output", "conv5", "Mixed_7c", "inception5b", "layers")
-LAST_MAPS += ("permute", "features", "blocks")  # Swin's features are (B, h, w, C)
+MIN_CELLS = 20  # of a map that can be read, such as 5x4: in 3x3 a product has no shape
 
 
-def last_map(model: nn.Module) -> nn.Module:
-    """The layer whose result is the network's last feature map (B, C, h, w).
+def last_map(model: nn.Module, pixels: Tensor) -> tuple[str, tuple[int, int]]:
+    """Name of the layer whose result Grad-CAM explains, and its cells (height, width).
 
-    A ResNet's last stage; in networks without a stage of such a name, the last
-    convolution. Raises InputError for a network without maps (ViT), and for a traced
-    one (`cpu.fuse_batchnorm`).
+    The last one of `models.parts` that returns a map (B, C, h, w) of MIN_CELLS or more:
+    a ResNet's last stage on photographs, an earlier one on small images; where none has
+    so many, the last map. Raises InputError for a network without maps (ViT), and for a
+    traced one (`cpu.fuse_batchnorm`).
     Taught in: chapter 3
     """
-    layers = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
-    # conv_proj cuts images into tokens; a traced network does not call its stages
-    without = hasattr(model, "conv_proj") or isinstance(model, torch.fx.GraphModule)
-    if without or not layers:
+    parts, shapes = models.parts(model), {}  # of the results, in the order of the calls
+    if "permute" in parts:  # Swin's stages return (B, h, w, C)
+        parts = {"permute": parts["permute"]}
+
+    def note(name, _part, _inputs, result):
+        shapes[name] = getattr(result, "shape", ())
+
+    with contextlib.ExitStack() as hooks, models.evaluating(model), torch.no_grad():
+        for name, part in parts.items():
+            if not isinstance(part, nn.AdaptiveAvgPool2d):  # VGG's makes 7x7 of any map
+                hooks.enter_context(part.register_forward_hook(partial(note, name)))
+        model(pixels[:1])
+    maps = {name: tuple(shape[2:]) for name, shape in shapes.items() if len(shape) == 4}
+    tokens = any(len(shape) == 3 for shape in shapes.values())
+    tokens |= getattr(model, "output_fmt", "") == "NHWC"  # of timm's transformers
+    # a traced network does not call its stages
+    if tokens or not maps or isinstance(model, torch.fx.GraphModule):
         raise InputError(f"no layer of {type(model).__name__} is a last feature map.")
-    parts = dict(model.named_children())
-    layer = next((parts[name] for name in LAST_MAPS if name in parts), layers[-1])
-    return layer[-1] if isinstance(layer, nn.ModuleList) else layer
+    enough = [name for name, (h, w) in maps.items() if h * w >= MIN_CELLS]
+    name = enough[-1] if enough else list(maps)[-1]
+    return name, maps[name]
 
 
 def grad_cam(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
     """Grad-CAM by Captum, enlarged to the images: float (B, 1, H, W), not negative.
 
-    Taken at `last_map`. Raises InputError where that returns no maps (B, C, h, w).
+    Taken at `last_map`; raises InputError as that does.
     Selvaraju et al. 2017 (arXiv 1610.02391).
     Taught in: chapter 3
     """
     from captum.attr import LayerGradCam
 
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    layer = model.get_submodule(last_map(model, pixels)[0])
+    with models.evaluating(model), torch.inference_mode(False), torch.enable_grad():
         leaf = pixels.detach().clone().requires_grad_()
-        maps = LayerGradCam(model, last_map(model)).attribute(leaf, targets.clone())
-    if maps.ndim != 4:
-        raise InputError(f"no layer of {type(model).__name__} is a last feature map.")
+        maps = LayerGradCam(model, layer).attribute(leaf, targets.clone())
     return F.interpolate(maps.detach().relu(), pixels.shape[2:], mode="bilinear")
 
 

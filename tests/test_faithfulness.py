@@ -141,6 +141,17 @@ def test_the_first_stage_is_the_last_layer_alone(name, expected):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("groups", "variance"), [(1, 2 / (9 * 400)), (400, 2 / 9)])
+def test_random_convolutions_neither_damp_nor_amplify(groups, variance):
+    """He's variance: 2 for each weight by which a pixel of a map is reached.
+
+    Without the groups, a network of depthwise convolutions would fade to nothing.
+    """
+    layer = nn.Conv2d(400, 400, 3, padding=1, groups=groups, bias=False)
+    with faithfulness.randomize_weights(layer):
+        assert layer.weight.var().item() == pytest.approx(variance, rel=0.1)
+
+
 def test_weights_come_back_after_an_exception():
     model = small()
     before = snapshot(model)

@@ -21,7 +21,7 @@ RECIPE = training.Recipe(epochs=2, batch_size=2, learning_rate=1e-3)
 
 class Family(NamedTuple):
     side: int  # of the smallest images to train on, pixels
-    last_map: str | None  # the layer of Grad-CAM; None: refused
+    last_map: str | None  # the layer of Grad-CAM at 224 pixels; None: refused
     channels: int  # of that map
     guided: tuple[int, int] | None  # ReLUs, other activations; None: refused
 
@@ -30,22 +30,22 @@ FAMILIES = {  # the smallest member of each
     "resnet10": Family(1, "layer4", 512, (9, 0)),
     "resnext50_32x4d": Family(1, "layer4", 2048, (49, 0)),
     "wide_resnet50_2": Family(1, "layer4", 2048, (49, 0)),
-    "alexnet": Family(63, "features", 256, (7, 0)),
-    "vgg11": Family(32, "features", 512, (10, 0)),
-    "vgg11_bn": Family(32, "features", 512, (10, 0)),
-    "squeezenet1_1": Family(17, "features", 512, (26, 0)),
-    "densenet121": Family(29, "features", 1024, (121, 0)),
+    "alexnet": Family(63, "features.12", 256, (7, 0)),
+    "vgg11": Family(32, "features.20", 512, (10, 0)),
+    "vgg11_bn": Family(32, "features.28", 512, (10, 0)),
+    "squeezenet1_1": Family(17, "classifier.2", 6, (26, 0)),
+    "densenet121": Family(29, "features.norm5", 1024, (121, 0)),
     "googlenet": Family(15, "inception5b", 1024, (57, 0)),
     "inception_v3": Family(75, "Mixed_7c", 2048, (94, 0)),
-    "mnasnet0_5": Family(1, "layers", 1280, (35, 0)),
-    "mobilenet_v2": Family(1, "features", 1280, (35, 0)),
-    "mobilenet_v3_small": Family(1, "features", 576, (14, 28)),
+    "mnasnet0_5": Family(1, "layers.16", 1280, (35, 0)),
+    "mobilenet_v2": Family(1, "features.18", 1280, (35, 0)),
+    "mobilenet_v3_small": Family(1, "features.12", 576, (14, 28)),
     "shufflenet_v2_x0_5": Family(1, "conv5", 1024, (37, 0)),
-    "regnet_x_400mf": Family(1, "trunk_output", 400, (67, 0)),
-    "regnet_y_400mf": Family(1, "trunk_output", 440, (65, 16)),
-    "efficientnet_b0": Family(1, "features", 1280, None),
-    "efficientnet_v2_s": Family(1, "features", 1280, None),
-    "convnext_tiny": Family(32, "features", 768, None),
+    "regnet_x_400mf": Family(1, "trunk_output.block4", 400, (67, 0)),
+    "regnet_y_400mf": Family(1, "trunk_output.block4", 440, (65, 16)),
+    "efficientnet_b0": Family(1, "features.8", 1280, None),
+    "efficientnet_v2_s": Family(1, "features.7", 1280, None),
+    "convnext_tiny": Family(32, "features.7", 768, None),
     "swin_t": Family(4, "permute", 768, None),
     "swin_v2_t": Family(4, "permute", 768, None),  # its ReLUs do not see the image
     "maxvit_t": Family(221, "blocks.3", 512, None),
@@ -140,17 +140,16 @@ def test_images_below_the_smallest_size_are_refused_before_anything_runs(name):
 @families(fast=("squeezenet1_1", "googlenet", "shufflenet_v2_x0_5", "swin_t"))
 def test_grad_cam_is_taken_at_the_last_feature_map(name):
     """By hand at that layer: its channels, weighted by their mean gradients."""
-    side, layer_name, channels, _ = FAMILIES[name]
-    side = max(side, 64)
-    model, pixels, targets = build(name), random_images(2, side), torch.tensor([0, 4])
+    _, layer_name, channels, _ = FAMILIES[name]
+    model, pixels, targets = build(name), random_images(2, 224), torch.tensor([0, 4])
     model = trained(model).eval()
     if layer_name is None:
         with pytest.raises(InputError, match="feature map") as caught:
             saliency.grad_cam(model, pixels, targets)
         assert "\n" not in str(caught.value)
         return
+    assert saliency.last_map(model, pixels)[0] == layer_name
     layer, kept = model.get_submodule(layer_name), []
-    assert saliency.last_map(model) is layer
     # a copy goes on: DenseNet's last ReLU works in place
     hook = layer.register_forward_hook(lambda _m, _i, y: kept.append(y) or y.clone())
     score = model(pixels).gather(1, targets[:, None]).sum()
@@ -159,9 +158,27 @@ def test_grad_cam_is_taken_at_the_last_feature_map(name):
     assert maps.shape[:2] == (2, channels)
     weights = torch.autograd.grad(score, maps)[0].mean((2, 3), keepdim=True)
     expected = (weights * maps).sum(1, keepdim=True).relu()
-    expected = torch.nn.functional.interpolate(expected, (side, side), mode="bilinear")
+    expected = torch.nn.functional.interpolate(expected, (224, 224), mode="bilinear")
     found = saliency.grad_cam(model, pixels, targets)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "layer", "cells"),
+    [
+        ("resnet10", (224, 160), "layer4", (7, 5)),  # a 32nd of both sides
+        ("resnet10", (112, 112), "layer3", (7, 7)),  # a 16th; layer4 would have 4x4
+        ("resnet10", (64, 64), "layer2", (8, 8)),
+        ("resnet10", (8, 8), "layer4", (1, 1)),  # conv1 has 4x4: nothing is enough
+        ("tf_efficientnet_lite0", (160, 120), "bn2", (5, 4)),  # just enough
+        ("tf_efficientnet_lite0", (96, 96), "blocks.4", (6, 6)),
+        ("vgg11", (64, 64), "features.14", (8, 8)),  # 7x7 of its avgpool is 2x2 in fact
+        ("swin_t", (64, 64), "permute", (2, 2)),  # before it (B, h, w, C)
+    ],
+)
+def test_on_small_images_an_earlier_stage_has_enough_cells(name, size, layer, cells):
+    found = saliency.last_map(build(name).train(), torch.zeros(2, 3, *size))
+    assert found == (layer, cells)
 
 
 @families(fast=("mobilenet_v3_small", "squeezenet1_1", "efficientnet_b0"))

@@ -1,7 +1,6 @@
 """The guided rule by hand, against Captum and an exact reference; averages."""
 
 import copy
-from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -435,26 +434,45 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_logits():
     torch.testing.assert_close(ours, theirs.float())
 
 
-def test_grad_cam_by_hand():
-    """The last stage's channels, weighted by mean gradients; the positive part."""
-    model, pixels, targets = small().eval(), random_images(2), torch.tensor([0, 1])
-    kept = []
-    hook = model.layer4.register_forward_hook(lambda _m, _i, y: kept.append(y))
+@pytest.mark.parametrize(("size", "name"), [(64, "layer4"), (16, "bn2")])
+def test_grad_cam_by_hand(size, name):
+    """The stage's channels, weighted by mean gradients; the positive part.
+
+    Of 16 pixels layer4 makes 3x3 cells, too few, and the layer before it 7x7.
+    """
+    model, targets, kept = small().eval(), torch.tensor([0, 1]), []
+    pixels = random_images(2, size)
+    layer = model.get_submodule(name)
+    hook = layer.register_forward_hook(lambda _m, _i, y: kept.append(y))
     score = model(pixels).gather(1, targets[:, None]).sum()
     hook.remove()
     weights = torch.autograd.grad(score, kept[0])[0].mean((2, 3), keepdim=True)
     expected = (weights * kept[0]).sum(1, keepdim=True).relu()
-    expected = F.interpolate(expected, (64, 64), mode="bilinear")
-    torch.testing.assert_close(saliency.grad_cam(model, pixels, targets), expected)
+    expected = F.interpolate(expected, (size, size), mode="bilinear")
+    found = saliency.grad_cam(model, pixels, targets)
+    torch.testing.assert_close(found, expected)
+    assert found.any()
 
 
-def test_grad_cam_needs_a_map_where_it_is_taken():
-    """A stage with a name of torchvision's that returns numbers: one line."""
-    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    parts = {"features": nn.Sequential(*layers), "head": nn.Linear(8, 6)}
-    model = nn.Sequential(OrderedDict(parts))
+def channels_last():
+    model = small()
+    model.output_fmt = "NHWC"  # as timm's Swin has it
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Tokens(),
+        channels_last(),
+        torch.fx.symbolic_trace(small()),
+        nn.Sequential(nn.Flatten(), nn.Linear(768, 6)),
+    ],
+    ids=["tokens", "channels last", "traced", "no maps"],
+)
+def test_grad_cam_needs_maps(model):
     with pytest.raises(InputError, match="last feature map"):
-        saliency.grad_cam(model, random_images(2), torch.tensor([0, 1]))
+        saliency.grad_cam(model, random_images(2, 16), torch.tensor([0, 1]))
 
 
 # --- maps -----------------------------------------------------------------------------
