@@ -2,7 +2,6 @@
 
     scores = faithfulness.similarity(maps, others, foreground)        # one per image
     with faithfulness.randomize_weights(model) as network: ...        # nothing learned
-    curves = faithfulness.deletion_insertion(model, pixels, targets, maps)
     mass, area = faithfulness.mass_share(maps, masks, faithfulness.FACE)
     ratio = faithfulness.density_ratio(mass, area)                    # an Estimate
 
@@ -20,9 +19,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from fashionlib.evaluation import Estimate, no_estimate
-from fashionlib.images import blur, white
-from fashionlib.models import evaluating, stages
-from fashionlib.runtime import InputError
+from fashionlib.models import stages
 
 FACE, REST = 1, 3  # the values of the synthetic catalogue's masks; 0 is the background
 
@@ -54,7 +51,8 @@ def randomize_weights(model: nn.Module, *, seed=0, last: int | None = None) -> I
     with the same numbers as fewer: 1, 2, 3, ... is the cascade of Adebayo et al. 2018
     (arXiv 1810.03292), whose sanity check says that a map which explains a network must
     change with its weights. Convolutions begin as in torchvision's ResNets (He et al.
-    2015; in groups, as depthwise ones are, as in timm), other layers as in torch, BatchNorm's running statistics afresh.
+    2015; those in groups as in timm), other layers as in torch, BatchNorm's running
+    statistics afresh.
     Taught in: chapter 3
     """
     kept = copy.deepcopy(model.state_dict())  # with the versions of the layers
@@ -83,47 +81,6 @@ def _randomize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         module.weight *= module.groups**0.5  # each output sees one group only
-
-
-# --- does it name the pixels that matter? ---------------------------------------------
-
-
-@torch.no_grad()
-def deletion_insertion(
-    model, pixels, targets, ranking_maps, *, steps=10, fill="white", batch_size=64
-) -> dict[str, Tensor]:
-    """Probability of the target while pixels are removed, or put in, in a map's order.
-
-    ranking_maps: (B, H, W), largest value first. fill: what a removed pixel turns into,
-    `white` or `blurred` (the image through a Gaussian of 5 pixels). Returns fractions
-    (S + 1,), deletion and insertion (B, S + 1), and the areas under these curves (B,):
-    deletion_auc (small is faithful) and insertion_auc (large is); NaN where a map is
-    constant, which is no order. Raises InputError for another `fill`.
-    Petsiuk et al. 2018 (arXiv 1806.07421).
-    Taught in: chapter 3
-    """
-    if fill not in ("white", "blurred"):
-        raise InputError(f"fill must be white or blurred; found {fill!r}.")
-    filled = white(pixels) if fill == "white" else blur(pixels, 5.0)
-    order = ranking_maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(1).view(len(pixels), 1, *pixels.shape[2:])  # 0 goes first
-    fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    curves = {"deletion": [], "insertion": []}
-    with evaluating(model):
-        for fraction in fractions.tolist():
-            chosen = rank < round(fraction * pixels[0, 0].numel())
-            for name, removed in {"deletion": chosen, "insertion": ~chosen}.items():
-                changed = torch.where(removed, filled, pixels)
-                logits = torch.cat([model(part) for part in changed.split(batch_size)])
-                probabilities = logits.float().softmax(1)
-                curves[name].append(probabilities.gather(1, targets[:, None]))
-    result, flat = {"fractions": fractions}, ranking_maps.flatten(1)
-    constant = ~(flat.amax(1) > flat.amin(1)).cpu()  # or NaN
-    for name, values in curves.items():
-        result[name] = torch.cat(values, dim=1).cpu().double()  # (B, S + 1)
-        result[name][constant] = torch.nan
-        result[f"{name}_auc"] = torch.trapezoid(result[name], fractions)
-    return result
 
 
 # --- how much of a map lies where? ----------------------------------------------------

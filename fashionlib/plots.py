@@ -23,6 +23,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 with contextlib.suppress(KeyError):  # one that is none stops matplotlib's import
     BACKEND = os.environ.pop("MPLBACKEND")
@@ -291,18 +292,6 @@ def explorer(draw: Callable[..., Figure], **choices: Sequence):
     return ipywidgets.VBox([panel, image])
 
 
-QUIZ = """<style>
-.quiz {display: flex; flex-wrap: wrap; gap: 1em; counter-reset: asked reader network}
-.quiz img {display: block; height: 9em; margin-bottom: 0.3em; border-radius: 6px}
-.quiz span {display: block; visibility: hidden}
-.quiz input:checked ~ span {visibility: visible}
-.quiz input:checked {counter-increment: asked reader var(--reader) network var(--net)}
-.quiz p {width: 100%}
-.quiz p::after {content: "You: " counter(reader) " of " counter(asked) " correct, "
-  "the network: " counter(network) " of " counter(asked) "."}
-</style>"""
-
-
 def quiz(images: Sequence, labels: Sequence, answers: Sequence, choices: Sequence):
     """Images whose labels are told to who has chosen one, with both sides' scores.
 
@@ -313,19 +302,16 @@ def quiz(images: Sequence, labels: Sequence, answers: Sequence, choices: Sequenc
     """
     from fashionlib.evaluation import escape  # it needs torch, which takes seconds
 
-    items = []
-    for i, (image, label, answer) in enumerate(
-        zip(images, labels, answers, strict=True)
-    ):
+    page = f"<style>{Path(__file__).with_name('quiz.css').read_text('utf-8')}</style>"
+    asked = zip(images, labels, answers, strict=True)
+    for i, (image, label, answer) in enumerate(asked):
         stream = io.BytesIO()
-        Image.fromarray(np.asarray(image)).save(stream, "PNG")
+        Image.fromarray(image).save(stream, "PNG")
         data = base64.b64encode(stream.getvalue()).decode()
-        parts = [f'<img alt="product {i + 1}" src="data:image/png;base64,{data}">']
+        page += f'<div><img alt="product {i + 1}" src="data:image/png;base64,{data}">'
         for choice in choices:
-            scores = f"--reader: {int(choice == label)}; --net: {int(answer == label)}"
-            button = f'<input type="radio" name="quiz-{i}" id="quiz-{i}-{len(parts)}"'
-            named = f'<label for="quiz-{i}-{len(parts)}">{escape(choice)}</label>'
-            parts.append(f'{button} style="{scores}"> {named}')
-        told = f"<span>{escape(label)}; the network: {escape(answer)}</span>"
-        items.append(f"<div>{' '.join(parts)}{told}</div>")
-    return HTML(f'{QUIZ}<div class="quiz">{"".join(items)}<p></p></div>')
+            scores = f"--reader: {choice == label:d}; --network: {answer == label:d}"
+            button = f'<input type="radio" name="quiz-{i}" style="{scores}">'
+            page += f"<label>{button} {escape(choice)}</label> "
+        page += f"<span>{escape(label)}; the network: {escape(answer)}</span></div>"
+    return HTML(f'<div class="quiz">{page}<p></p></div>')

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache, partial
 from math import inf
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -254,25 +254,16 @@ def foreground(pixels: Tensor) -> Tensor:
 # --- averages -------------------------------------------------------------------------
 
 
-class ClassAverages(NamedTuple):
-    """Averages per class, float64 on the CPU; NaN for a class without images.
-
-    Taught in: chapter 4
-    """
-
-    count: Tensor  # int64 (C,)
-    signed: Tensor  # (C, 3, H, W) mean map
-    magnitude: Tensor  # (C, H, W) mean of `magnitude(maps)`
-    standard_error: Tensor  # (C, H, W) of that mean; NaN below two images
-    image: Tensor  # (C, 3, H, W) mean normalized image
-    edges: Tensor  # (C, H, W) mean of `sobel(pixels)`
-    shuffled: Tensor  # (C, H, W) mean `magnitude(maps)` of as many images of any class
-
-
 def class_averages(
     model, batches, classes: Tensor, *, method=guided_backprop, unit=True, seed=0
-) -> ClassAverages:
+) -> SimpleNamespace:
     """Average maps, images and edges per class, in one pass, in memory for one batch.
+
+    Returns float64 on the CPU, NaN for a class without images: count (int64 (C,)),
+    signed (C, 3, H, W), the mean map; magnitude (C, H, W), the mean of
+    `magnitude(maps)`; its standard_error, NaN below two images; image (C, 3, H, W),
+    the mean normalized image; edges, the mean of `sobel(pixels)`; shuffled, the mean
+    magnitude of as many images of any class, both (C, H, W).
 
     batches: (normalized pixels, labels) as `images.batches` yields them, the labels
     unused. classes: int64 (N,) on the CPU, 0 to 5, for the images in that order: what
@@ -305,4 +296,4 @@ def class_averages(
     variance = (means.pop("squares") - means["magnitude"] ** 2).clamp_min(0)
     n = count[:, None, None]
     error = torch.where(n > 1, (variance / (n - 1)).sqrt(), torch.nan)
-    return ClassAverages(count=count, standard_error=error, **means)
+    return SimpleNamespace(count=count, standard_error=error, **means)
