@@ -226,8 +226,8 @@ def no_download(url, what):
 
 def toy_ablation(experiment):
     experiment.SIZE, experiment.IMAGES = (32, 24), 24
-    chosen = (experiment.WHOLE, "no average of the weights")
-    experiment.WITHOUT = {name: experiment.WITHOUT[name] for name in chosen}
+    chosen = (experiment.WHOLE, "BatchNorm's statistics kept")
+    experiment.VARIANTS = {name: experiment.VARIANTS[name] for name in chosen}
 
 
 def toy_splits(experiment):

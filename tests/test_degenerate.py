@@ -33,6 +33,9 @@ TINY = {
     "07_resolution": {"sides": [32, 64], "size": 64, "gan_side": 32, "epochs": 1},
     "08_transfer": {"label_fractions": [0.5, 1.0], "epochs": [1, 1]},
 }
+TINY["02_resnet152"] |= {"weights": "none", "size": [64, 64], "frozen_until": "none"}
+TINY["02_resnet152"] |= {"frozen_batch_norm": False, "probe_first": False}
+TINY["02_resnet152"] |= {"lesson_images": 30, "lesson_epochs": 1}
 TINY["03_guided_backprop"]["deletion_steps"] = 2
 TINY["03b_methods"] |= {"drawing_size": 32, "drawing_epochs": 1}
 TINY["07_resolution"] |= {"image_count": 60, "batch_size": 16}

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import from_chapter
 from torch import nn
 from torch.nn import functional as F
 
@@ -88,6 +89,25 @@ def test_fit_learns_an_easy_task_and_records_every_epoch(data):
     assert history[-1]["validation_loss"] == pytest.approx(
         F.cross_entropy(logits, labels).item()
     )
+
+
+def test_the_loop_by_hand_takes_the_steps_of_the_library(data):
+    """Chapter 2's: AdamW's own decay, a constant rate, smoothing and flips."""
+    model, other = tiny(dropout=0.0), tiny(dropout=0.0)
+    recipe = training.Recipe(
+        epochs=2, batch_size=16, learning_rate=1e-2, weight_decay=0.01, seed=3,
+        schedule="constant", label_smoothing=0.1, flip=True,
+    )  # fmt: skip
+    history = training.fit(other, data, recipe=recipe, **CPU)
+    options = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, "seed": 3}
+    losses = from_chapter("02_resnet152").train_by_hand(model, data, **options)
+    assert len(losses) == 6  # of 16, 16 and 8 images
+    mean = np.average(losses[3:], weights=[16, 16, 8])
+    assert history[-1]["train_loss"] == pytest.approx(mean, rel=1e-4)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(
+            value, other.state_dict()[name], rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("epochs", range(1, 7))
