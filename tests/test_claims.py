@@ -494,7 +494,7 @@ def test_transfer_is_judged_against_imagenet_where_it_was_a_start():
     assert claims.transfer(kept)[1].startswith("does not hold against ImageNet")
     del tuned["1"]["minus_imagenet_ci95"]
     text = claims.verdicts({}, kept)[7].verdict
-    assert text.startswith("not measured here: metrics.json lacks 'minus_imagenet_ci95'")
+    assert text.startswith("not measured here: metrics.json lacks 'minus_imagenet_ci95")
 
 
 FAILS = {
