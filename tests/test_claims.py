@@ -225,7 +225,7 @@ def test_a_result_worse_than_chance_is_said():
 
 
 TOPICS = ("outline", "sanity", "faithful", "face", "face_controls", "useless_head")
-TOPICS += ("resizing", "transfer")
+TOPICS += ("resizing", "transfer_gain", "transfer_minus_imagenet")
 
 
 @pytest.mark.parametrize("topic", TOPICS)
@@ -463,10 +463,38 @@ def test_transfer_takes_the_wider_of_two_intervals():
     measured, verdict = claims.transfer(kept)
     assert "+5.0 (+2.0 to +8.0)" in measured
     assert "Undecided, +5.0 (-1.0 to +8.0)" in measured
-    assert verdict.startswith("the answers differ")
-    assert "not measured here" in verdict
-    kept["transfer"]["not_measured"] = {}
-    assert "not measured here" not in claims.transfer(kept)[1]
+    assert verdict.startswith("the answers differ against random first weights")
+    assert "not measured here: against ImageNet's weights" in verdict
+
+
+def test_transfer_is_judged_against_imagenet_where_it_was_a_start():
+    """Clothes win with few labels, a tenth leaves it open, ImageNet wins with all."""
+    kept = copy.deepcopy(KEPT)
+    kept["transfer"] |= {"not_measured": {}}
+    starts = kept["transfer"]["starts"]
+    starts["imagenet"] = {"fine-tuning": {}}
+    found = {  # over seeds, over images: the wider of both decides
+        "0.01": (0.04, [0.01, 0.07], [0.03, 0.05]),
+        "0.1": (0.01, [0.005, 0.015], [-0.002, 0.022]),
+        "1": (-0.02, [-0.03, -0.01], [-0.025, -0.015]),
+    }
+    for part, (gain, seeds, products) in found.items():
+        values = dict(minus_imagenet=gain, minus_imagenet_ci95=seeds)
+        values["minus_imagenet_products_ci95"] = products
+        starts["catalogue"]["fine-tuning"][part] |= values
+    measured, verdict = claims.transfer(kept)
+    few, some, every = measured.split("? ")[1:]
+    assert few.startswith("Yes, +4.0 (+1.0 to +7.0) points.")
+    assert some.startswith("Undecided, +1.0 (-0.2 to +2.2) points.")
+    assert every == "No, the opposite, -2.0 (-3.0 to -1.0) points."
+    assert verdict.startswith("the answers differ against ImageNet's weights")
+    assert "not measured" not in verdict
+    tuned = starts["catalogue"]["fine-tuning"]
+    tuned |= {"0.01": tuned["1"], "0.1": tuned["1"]}
+    assert claims.transfer(kept)[1].startswith("does not hold against ImageNet")
+    del tuned["1"]["minus_imagenet_ci95"]
+    text = claims.verdicts({}, kept)[7].verdict
+    assert text.startswith("not measured here: metrics.json lacks 'minus_imagenet_ci95")
 
 
 FAILS = {
