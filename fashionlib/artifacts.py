@@ -173,9 +173,7 @@ def measured(name: str) -> dict:
     """
     path = runtime.project_root() / "benchmarks" / "results" / f"{name}.json"
     if not path.exists():
-        raise InputError(
-            f"{path} is missing: make bench or make experiments writes it."
-        )
+        raise InputError(f"{path} is missing: run make bench or make experiments.")
     return read_json(path)
 
 
@@ -255,28 +253,6 @@ def writing(path: Path) -> Iterator[None]:
 
 
 # --- checksums ------------------------------------------------------------------------
-
-
-def sealed(content: dict) -> dict:
-    """What is written of a manifest or a note: with a checksum of itself.
-
-    Taught in: chapter 1
-    """
-    text = json.dumps(content, sort_keys=True)
-    return content | {"seal": xxhash.xxh3_128_hexdigest(text.encode())}
-
-
-def read_sealed(path: Path) -> dict:
-    """A manifest or a note; empty where there is none, or one that is not as written.
-
-    Taught in: chapter 1
-    """
-    with contextlib.suppress(InputError, RecursionError):
-        found = read_json(path)
-        content = {key: found[key] for key in found if key != "seal"}
-        if found == sealed(content):
-            return content
-    return {}
 
 
 def checksum(path: Path) -> str:

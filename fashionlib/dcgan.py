@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -153,25 +153,6 @@ RECIPES = {"plain": {}, "best": {"learning_rate": 4e-4}}
 # --- training -------------------------------------------------------------------------
 
 
-class Result(NamedTuple):
-    """What `fit` returns; both networks are in `eval()`.
-
-    generator: the average of its weights where `ema_decay` is not 0. history: of every
-    step the epoch, both losses, and the means of D(x) and D(G(z)). snapshots: {epoch:
-    uint8 (16, 64, 64, 3)}, from the same noise. diversity: {epoch: how much images
-    differ from each other, 1 as much as real ones}. seconds: of the training alone.
-    Taught in: chapter 5
-    """
-
-    generator: Generator
-    discriminator: Discriminator
-    history: list[dict]
-    snapshots: dict[int, np.ndarray]
-    diversity: dict[int, float]
-    seconds: float
-    images_per_second: float
-
-
 class DCGANTrainer(nn.Module):
     """What moves between two steps: both networks, their optimizers, the average.
 
@@ -274,8 +255,14 @@ class DCGANTrainer(nn.Module):
 
 def fit(
     train, *, recipe, checkpoint=None, settings=None, trainer=DCGANTrainer, **options
-) -> Result:
+) -> SimpleNamespace:
     """Train a generator on 64x64 images against a discriminator, both by Adam.
+
+    Returns generator (the average of its weights where `ema_decay` is not 0) and
+    discriminator, both in `eval()`; history: of every step the epoch, both losses, and
+    the means of D(x) and D(G(z)); snapshots: {epoch: uint8 (16, 64, 64, 3)}, from the
+    same noise; diversity: {epoch: how much images differ from each other, 1 as much as
+    real ones}; seconds and images_per_second of the training alone.
 
     An epoch leaves out the images that do not fill a batch; which ones differs from
     epoch to epoch. checkpoint: a path without suffix (`artifacts.checkpoint_path`),
@@ -301,11 +288,11 @@ def fit(
             training.load_state_dict(artifacts.load_checkpoint(path))
     with cpu.keep_freed_memory(training.device):
         _run(training, pixels.to(training.device), path)
-    networks = training.ema.module.eval(), training.discriminator.eval()
+    generator, discriminator = training.ema.module.eval(), training.discriminator.eval()
     speed = len(training.log["history"]) * recipe.batch_size / training.log["seconds"]
     log = training.log | {"images_per_second": speed}
     log["snapshots"] = {epoch: x.numpy() for epoch, x in log["snapshots"].items()}
-    return Result(*networks, **log)
+    return SimpleNamespace(generator=generator, discriminator=discriminator, **log)
 
 
 def _run(training: DCGANTrainer, pixels: Tensor, path: Path | None) -> None:

@@ -27,7 +27,7 @@ import torch
 
 from fashionlib import artifacts
 from fashionlib.catalogue import CLASS_NAMES
-from fashionlib.data.prepare import VERSION, Size, size_name
+from fashionlib.data.prepare import VERSION, Size, read_sealed, size_name
 from fashionlib.runtime import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB in [0, 1]
@@ -114,7 +114,7 @@ def load(folder: Path) -> Prepared:
 
     Taught in: chapter 2
     """
-    manifest = artifacts.read_sealed(folder / "manifest.json")
+    manifest = read_sealed(folder / "manifest.json")
     index = pd.read_parquet(_intact(folder, manifest, "index.parquet"))
     return Prepared(folder, index, manifest)
 

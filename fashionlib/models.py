@@ -279,9 +279,8 @@ def stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     VGG. "" stands for the network's own parameters, where it has some (ViT).
     Taught in: chapter 2
     """
-    weights = {"": list(model.parameters(recurse=False))}
-    for name, part in parts(model).items():
-        weights[name] = list(part.parameters())
+    weights = {name: list(part.parameters()) for name, part in parts(model).items()}
+    weights = {"": list(model.parameters(recurse=False)), **weights}
     return {name: own for name, own in weights.items() if own}
 
 

@@ -53,9 +53,7 @@ def notebook_defaults(chapter: str) -> dict[str, Any]:
     """
     path = runtime.project_root() / "notebooks" / f"{chapter}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    tagged = [
-        each for each in cells if "parameters" in each["metadata"].get("tags", [])
-    ]
+    tagged = [x for x in cells if "parameters" in x["metadata"].get("tags", [])]
     try:
         lines = ast.parse("".join(tagged[0]["source"])).body
         return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}

@@ -23,16 +23,14 @@ import os
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 with contextlib.suppress(KeyError):  # one that is none stops matplotlib's import
     BACKEND = os.environ.pop("MPLBACKEND")
 import matplotlib as mpl
 import numpy as np
-from IPython.display import HTML, Code, Markdown, display
+from IPython.display import Code, Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
 from fashionlib.alt_texts import Described, in_words
 from fashionlib.catalogue import CLASS_NAMES
@@ -290,28 +288,3 @@ def explorer(draw: Callable[..., Figure], **choices: Sequence):
     for control in panel.children:
         control.continuous_update = False  # a slider draws when it is let go
     return ipywidgets.VBox([panel, image])
-
-
-def quiz(images: Sequence, labels: Sequence, answers: Sequence, choices: Sequence):
-    """Images whose labels are told to who has chosen one, with both sides' scores.
-
-    images: uint8 (H, W, 3); labels, answers: the correct choice for each, and the
-    network's. All of it is HTML and CSS: it works in a published page, too, and what is
-    chosen never leaves it.
-    Taught in: chapter 2
-    """
-    from fashionlib.evaluation import escape  # it needs torch, which takes seconds
-
-    page = f"<style>{Path(__file__).with_name('quiz.css').read_text('utf-8')}</style>"
-    asked = zip(images, labels, answers, strict=True)
-    for i, (image, label, answer) in enumerate(asked):
-        stream = io.BytesIO()
-        Image.fromarray(image).save(stream, "PNG")
-        data = base64.b64encode(stream.getvalue()).decode()
-        page += f'<div><img alt="product {i + 1}" src="data:image/png;base64,{data}">'
-        for choice in choices:
-            scores = f"--reader: {choice == label:d}; --network: {answer == label:d}"
-            button = f'<input type="radio" name="quiz-{i}" style="{scores}">'
-            page += f"<label>{button} {escape(choice)}</label> "
-        page += f"<span>{escape(label)}; the network: {escape(answer)}</span></div>"
-    return HTML(f'<div class="quiz">{page}<p></p></div>')

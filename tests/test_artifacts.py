@@ -14,6 +14,7 @@ from conftest import full_disk
 from safetensors.torch import save_file
 
 from fashionlib import artifacts, evaluation, runtime
+from fashionlib.data import prepare
 from fashionlib.runtime import InputError
 
 
@@ -213,13 +214,13 @@ ALTERED = {"list": "[]", "null": "null", "deep": "[" * 10**5, "no seal": '{"a": 
 @pytest.mark.parametrize("text", ALTERED.values(), ids=ALTERED)
 def test_what_is_not_as_it_was_sealed_is_empty(tmp_path, text):
     path, content = tmp_path / "note.json", {"a": 1, "b": [0.1, None, {"c": "d"}]}
-    assert artifacts.read_sealed(path) == {}
-    artifacts.write_json(path, artifacts.sealed(content))
-    assert artifacts.read_sealed(path) == content
+    assert prepare.read_sealed(path) == {}
+    artifacts.write_json(path, prepare.sealed(content))
+    assert prepare.read_sealed(path) == content
     path.write_text(path.read_text().replace("0.1", "0.2"))
-    assert artifacts.read_sealed(path) == {}
+    assert prepare.read_sealed(path) == {}
     path.write_text(text)
-    assert artifacts.read_sealed(path) == {}
+    assert prepare.read_sealed(path) == {}
 
 
 def test_a_checksum_is_taken_again_of_a_file_that_changed(tmp_path):

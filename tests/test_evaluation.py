@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -474,3 +475,34 @@ def test_the_import_is_light(tmp_path):
             for alias in node.names
         }
         assert not found & {"sklearn", "scipy", "torchmetrics", "pandas", "IPython"}
+
+
+# --- chapter 2's quiz -----------------------------------------------------------------
+
+
+def test_a_quiz_keeps_its_answers_until_one_is_chosen(browser):
+    """In a browser, by the keyboard; who is correct counts in the page itself."""
+    asked, page = (
+        [("Men", "Men"), ("Women", "Men"), ("Men", "Women")],
+        browser.new_page(),
+    )
+    html = chapter_2.QUIZ_STYLE
+    for i, (label, answer) in enumerate(asked):
+        html += chapter_2.quiz_item(i, np.zeros((4, 4, 3), np.uint8), label, answer)
+    page.set_content(f'<div class="quiz">{html}<p></p></div>')
+    told = page.locator(".quiz span")
+    assert [each.is_visible() for each in told.all()] == [False] * 3
+    found = []
+    for product in range(3):  # the reader says "Men" three times
+        first = page.locator(".quiz div").nth(product).get_by_label("Men", exact=True)
+        first.focus()
+        page.keyboard.press("Space")
+        assert told.nth(product).is_visible()
+        found.append(first.evaluate("x => getComputedStyle(x).counterIncrement"))
+    page.close()
+    counted = [re.findall(r"(reader|network) (\d)", each) for each in found]
+    assert counted == [
+        [("reader", "1"), ("network", "1")],
+        [("reader", "0"), ("network", "0")],
+        [("reader", "1"), ("network", "0")],
+    ]

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import io
 import os
-import re
 import subprocess
 import sys
 
@@ -378,30 +377,3 @@ def test_a_change_of_a_control_draws_anew():
 
 def test_source_shows_the_code_itself():
     assert "def source(obj" in plots.source(plots.source).data
-
-
-def test_a_quiz_keeps_its_answers_until_one_is_chosen(browser):
-    """In a browser, by the keyboard; who is correct counts in the page itself."""
-    shown = [solid(0), solid(90), solid(200)]
-    labels, answers = ["Men", "<Women>", "Men"], ["Men", "Men", "Men"]
-    quiz = plots.quiz(shown, labels, answers, ["Men", "<Women>"])
-    page = browser.new_page()
-    page.set_content(quiz.data)
-    told, counted = page.locator(".quiz span"), "getComputedStyle(x).counterIncrement"
-    assert [each.is_visible() for each in told.all()] == [False] * 3
-    assert page.locator(".quiz img").count() == 3
-    found = []
-    for product in range(3):
-        first = page.locator(".quiz div").nth(product).get_by_label("Men", exact=True)
-        first.focus()
-        page.keyboard.press("Space")
-        found.append(first.evaluate(f"x => {counted}"))
-        assert told.nth(product).is_visible()
-    assert told.nth(1).inner_text() == "<Women>; the network: Men"
-    # the reader says Men three times: correct, wrong, correct; and so does the network
-    assert [re.findall(r"(reader|network) (\d)", each) for each in found] == [
-        [("reader", "1"), ("network", "1")],
-        [("reader", "0"), ("network", "0")],
-        [("reader", "1"), ("network", "1")],
-    ]
-    page.close()

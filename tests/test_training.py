@@ -738,7 +738,7 @@ def prepared(tmp_path) -> images.Prepared:
     name = "images_32x32.npy"
     checksums = {name: artifacts.checksum(tmp_path / name)}
     manifest = {"settings": settings, "checksums": checksums}
-    artifacts.write_json(tmp_path / "manifest.json", artifacts.sealed(manifest))
+    artifacts.write_json(tmp_path / "manifest.json", prepare.sealed(manifest))
     return images.Prepared(tmp_path, pd.DataFrame(index), manifest)
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import xxhash
 
 from fashionlib import artifacts, catalogue, runtime
 from fashionlib.data import decoding, duplicates, sources
@@ -49,6 +50,28 @@ Size = int | Sequence[int]  # side of a square, or (height, width), pixels
 # a file's width, height, digest and the reason why it cannot be read (or None); its
 # image uint8 (H, W, 3) and its mask uint8 (H, W), if it has them
 Decoded = tuple[dict, np.ndarray | None, np.ndarray | None]
+
+
+def sealed(content: dict) -> dict:
+    """What is written of a manifest or a note: with a checksum of itself.
+
+    Taught in: chapter 1
+    """
+    text = json.dumps(content, sort_keys=True)
+    return content | {"seal": xxhash.xxh3_128_hexdigest(text.encode())}
+
+
+def read_sealed(path: Path) -> dict:
+    """A manifest or a note; empty where there is none, or one that is not as written.
+
+    Taught in: chapter 1
+    """
+    with contextlib.suppress(InputError, RecursionError):
+        found = artifacts.read_json(path)
+        content = {key: found[key] for key in found if key != "seal"}
+        if found == sealed(content):
+            return content
+    return {}
 
 
 def size_name(size: Size) -> str:
@@ -141,7 +164,7 @@ def _is_shape(pair: object) -> bool:
 
 def _finished(folder: Path, settings: dict) -> bool:
     """Whether the folder holds what these settings make, every byte of it."""
-    manifest = artifacts.read_sealed(folder / "manifest.json")
+    manifest = read_sealed(folder / "manifest.json")
     if manifest.get("settings") == settings:
         with contextlib.suppress(OSError):
             return _checksums(folder, manifest["checksums"]) == manifest["checksums"]
@@ -162,7 +185,7 @@ def _check_ours(folder: Path) -> None:
 
 def _say_what_changed(folder: Path, noted: Path, settings: dict) -> None:
     """`noted`: its manifest, or the note that unfinished work was begun with."""
-    found = artifacts.read_sealed(noted).get("settings")
+    found = read_sealed(noted).get("settings")
     if found:
         keys = [key for key in settings if found.get(key) != settings[key]]
         what = ", ".join(keys) or "its content"
@@ -191,7 +214,7 @@ def _make(job: Job, settings: dict, workers: int) -> None:
             )
         manifest = _finish(job, products, notes, settings)
         manifest["counts"] = counts | manifest["counts"] | {"images_per_second": speed}
-        artifacts.write_json(job.folder / "manifest.json", artifacts.sealed(manifest))
+        artifacts.write_json(job.folder / "manifest.json", sealed(manifest))
     shutil.rmtree(job.folder / "work", ignore_errors=True)
 
 
@@ -268,7 +291,7 @@ def _begin(job: Job, count: int, settings: dict) -> None:
     What a killed call with the same settings left is gone on from.
     """
     begun = job.folder / "work" / "settings.json"
-    if artifacts.read_sealed(begun) == {"settings": settings} and _reserved(job):
+    if read_sealed(begun) == {"settings": settings} and _reserved(job):
         return
     _say_what_changed(job.folder, begun, settings)
     _discard(job.folder)
@@ -276,7 +299,7 @@ def _begin(job: Job, count: int, settings: dict) -> None:
     try:
         for name, shape in job.arrays().items():
             _reserve(job.path(name), (count, *shape))
-        artifacts.write_json(begun, artifacts.sealed({"settings": settings}))
+        artifacts.write_json(begun, sealed({"settings": settings}))
     except (OSError, InputError):
         _discard(job.folder)  # gives the space back
         raise
@@ -340,7 +363,7 @@ def _decode(job: Job, members: list, workers: int) -> tuple[list[dict], float]:
 
     light = replace(job, source=job.source.reader())  # travels with every task
     firsts = range(0, len(members), CHUNK)
-    notes = {first: artifacts.read_sealed(job.note(first)) for first in firsts}
+    notes = {first: read_sealed(job.note(first)) for first in firsts}
     todo = [first for first in firsts if not notes[first]]
     decode = delayed(_decode_chunk)
     tasks = (decode(light, first, members[first : first + CHUNK]) for first in todo)
@@ -371,7 +394,7 @@ def _decode_chunk(job: Job, first: int, members: list) -> dict:
         digests[name] = xxhash.xxh3_128_hexdigest(rows[readable])
     note = {"facts": facts, "digests": digests}
     note["seconds"] = time.perf_counter() - started
-    job.note(first).write_text(json.dumps(artifacts.sealed(note)), "utf-8")
+    job.note(first).write_text(json.dumps(sealed(note)), "utf-8")
     return note
 
 

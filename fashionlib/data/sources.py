@@ -81,10 +81,8 @@ class Source:
 
         The case of the suffix does not matter. Raises InputError for two of one id.
         """
-        pattern = re.compile(
-            rf"{re.escape(folder)}/(0|[1-9]\d{{0,17}})(?i:{re.escape(suffix)})",
-            re.ASCII,
-        )
+        named = rf"{re.escape(folder)}/(0|[1-9]\d{{0,17}})(?i:{re.escape(suffix)})"
+        pattern = re.compile(named, re.ASCII)
         found = [*filter(None, map(pattern.fullmatch, sorted(self.files)))]
         members = {int(match[1]): match[0] for match in found}
         if len(members) < len(found):
