@@ -320,8 +320,9 @@ def test_reliability_by_hand():
 
 
 def test_every_extractor_has_a_smallest_size():
-    """resnet10 is not one of torchvision's, which have theirs beside their weights."""
+    """torchvision's have theirs beside their weights; resnet10 and timm's have none."""
     assert chapter_2b.smallest_size("resnet10") == (1, 1)
+    assert chapter_2b.smallest_size("tf_efficientnet_lite0") == (1, 1)
     assert list(chapter_2b.smallest_size("inception_v3")) == [75, 75]
 
 
