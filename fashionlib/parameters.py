@@ -23,6 +23,7 @@ from fashionlib import runtime
 from fashionlib.runtime import InputError
 
 REPEATED = ("size", "epochs")  # lists that may hold a value twice
+OPTIONAL = ("weights", "extractor_weights", "frozen_until")  # None stands for "none"
 
 
 @functools.cache
@@ -161,7 +162,7 @@ def _converted(name: str, value: Any, default: Any, known: dict) -> Any:
         value = json.loads(value.lower().replace("'", '"'))
     if isinstance(default, list):
         return _converted_list(name, value, default, known)
-    if kind == "str" and value is None and default == "none":
+    if kind == "str" and value is None and name in OPTIONAL:
         value = "none"
     elif kind == "str" and type(value) is int:
         value = str(value)

@@ -254,6 +254,21 @@ def keys(value, depth):
     return found
 
 
+def test_a_gain_has_an_interval_over_seeds_and_one_over_images(load):
+    """Two seeds, four images: gains of 1/4 and 3/4, of 0, 1/2, 1/2 and 1."""
+    transfer = load("transfer")
+    ours = np.array([[0, 1, 0, 1], [0, 1, 1, 1]], bool)
+    others = np.array([[0, 1, 0, 0], [0, 0, 0, 0]], bool)
+    found = transfer.minus("gain", list(ours), list(others))
+    # Student's factor for 1 degree of freedom, 12.706, times the standard error 1/4
+    assert found["gain"].value == 0.5
+    assert np.allclose(found["gain"].ci95, [0.5 - 3.1766, 0.5 + 3.1766], atol=1e-4)
+    # for 3 degrees, 3.1824; the deviation is sqrt(1/6), its error half of that
+    reach = 3.1824 * math.sqrt(1 / 6) / 2
+    expected = [0.5 - reach, 0.5 + reach]
+    assert np.allclose(found["gain_products_ci95"], expected, atol=1e-4)
+
+
 READ = {  # by the chapters, of every experiment
     "ablation": ({"budget", "variants", "pictures", "epochs", "seeds", "each"}, 3),
     "splits": ({"rules", "naive", "all", "images", "accuracy", "ci95"}, 4),
@@ -264,6 +279,7 @@ READ = {  # by the chapters, of every experiment
     ),
     "transfer": (
         {"pretraining", "rates", "seeds_ci95", "gain_ci95", "gain_products_ci95"}
+        | {"minus_imagenet", "minus_imagenet_ci95", "minus_imagenet_products_ci95"}
         | {"test_pictures", "labels", "pretraining_epochs", "not_measured"},
         5,
     ),

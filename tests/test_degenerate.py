@@ -24,7 +24,7 @@ from fashionlib.runtime import InputError
 SPLITS = ("train", "validation", "test")
 TINY = {
     "02_resnet152": {"architecture": "resnet10", "epochs": 1, "batch_size": 16},
-    "02b_comparisons": {"extractors": ["resnet18"], "extractor_images": 24},
+    "02b_comparisons": {"extractors": ["resnet18"], "extractor_weights": "none"},
     "03_guided_backprop": {"image_count": 12, "deletion_images": 4},
     "03b_methods": {"image_count": 3, "slow_images": 2, "drawing_count": 12},
     "04_average_saliency": {"face_images": 20},
@@ -36,10 +36,12 @@ TINY = {
 TINY["02_resnet152"] |= {"weights": "none", "size": [64, 64], "frozen_until": "none"}
 TINY["02_resnet152"] |= {"frozen_batch_norm": False, "probe_first": False}
 TINY["02_resnet152"] |= {"lesson_images": 30, "lesson_epochs": 1}
+TINY["02b_comparisons"] |= {"study_extractors": ["resnet34"], "extractor_images": 24}
 TINY["03_guided_backprop"]["deletion_steps"] = 2
 TINY["03b_methods"] |= {"drawing_size": 32, "drawing_epochs": 1}
 TINY["07_resolution"] |= {"image_count": 60, "batch_size": 16}
 TINY["08_transfer"] |= {"pretraining_epochs": 1, "batch_size": 16}
+TINY["08_transfer"] |= {"architecture": "resnet10", "imagenet": False}
 
 
 def run_chapter(chapter: str, run: str, **changed) -> str:

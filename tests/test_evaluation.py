@@ -321,9 +321,20 @@ def test_reliability_by_hand():
 
 
 def test_every_extractor_has_a_smallest_size():
-    """resnet10 is not one of torchvision's, which have theirs beside their weights."""
+    """torchvision's have theirs beside their weights; resnet10 and timm's have none."""
     assert chapter_2b.smallest_size("resnet10") == (1, 1)
+    assert chapter_2b.smallest_size("tf_efficientnet_lite0") == (1, 1)
     assert list(chapter_2b.smallest_size("inception_v3")) == [75, 75]
+
+
+def test_weights_are_missing_until_their_file_is_in_the_cache(monkeypatch, tmp_path):
+    """Only torchvision's are files there; lite0's come with a package."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert chapter_2b.is_missing("vgg16")
+    assert not chapter_2b.is_missing("tf_efficientnet_lite0")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "vgg16-397923af.pth").touch()
+    assert not chapter_2b.is_missing("vgg16")
 
 
 def test_gender_gap_by_hand():
