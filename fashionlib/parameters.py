@@ -120,15 +120,17 @@ def check(chapter: str, values: dict[str, Any], where: str = "") -> None:
     values.update({name: known[name] for name in known.keys() & values.keys()})
 
 
-def check_recipe(recipe: object) -> None:
+def check_recipe(recipe: object, chapter: str = "") -> None:
     """Compare a recipe's values with what is allowed for parameters of their names.
 
-    Nothing is converted. Raises InputError for the first one that is not allowed.
+    chapter: whose own limits count first. Nothing is converted. Raises InputError for
+    the first one that is not allowed.
     Taught in: chapter 2
     """
     known = vars(recipe)
     for name in filter(allowed().get, known):
-        value, found = known[name], _checked(name, name, known[name], None, known)
+        key = f"{chapter}.{name}" if f"{chapter}.{name}" in allowed() else name
+        value, found = known[name], _checked(name, key, known[name], None, known)
         kinds = type(value), type(found)
         if len(set(kinds)) > 1 and kinds != (int, float):
             raise InputError(f"{name} must be like {found!r}; found {value!r}.")

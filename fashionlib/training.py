@@ -79,7 +79,7 @@ class Recipe:
         return cls(**{field.name: parameters[field.name] for field in fields(cls)})
 
     def __post_init__(self):
-        check_recipe(self)
+        check_recipe(self, "02_resnet152")
         if self.batch_size % (self.micro_batch or 1):
             found = f"{self.micro_batch} and {self.batch_size}"
             raise InputError(f"micro_batch must divide batch_size; found {found}.")

@@ -147,10 +147,8 @@ def _shapes(sizes: Sequence[Size]) -> list[tuple[int, int]]:
     listed = sizes if isinstance(sizes, list | tuple) else ()
     pairs = [(size, size) if type(size) is int else size for size in listed]
     if not pairs or not all(map(_is_shape, pairs)):
-        raise InputError(
-            "sizes must be sides like 224 or pairs [height, width], at least one; "
-            f"found {sizes!r:.200}."
-        )
+        expected = "sizes must be sides like 224 or pairs [height, width], at least one"
+        raise InputError(f"{expected}; found {sizes!r:.200}.")
     return [tuple(pair) for pair in pairs]
 
 
@@ -208,10 +206,8 @@ def _make(job: Job, settings: dict, workers: int) -> None:
         notes, speed = _decode(job, members, workers)
         if sources.open_source(job.source.path) != job.source:
             _discard(job.folder)
-            raise InputError(
-                f"source {job.source.path} was changed while it was read: run again "
-                "when it is complete."
-            )
+            changed = f"source {job.source.path} was changed while it was read"
+            raise InputError(f"{changed}: run again when it is complete.")
         manifest = _finish(job, products, notes, settings)
         manifest["counts"] = counts | manifest["counts"] | {"images_per_second": speed}
         artifacts.write_json(job.folder / "manifest.json", sealed(manifest))
@@ -382,7 +378,6 @@ def _decode(job: Job, members: list, workers: int) -> tuple[list[dict], float]:
 def _decode_chunk(job: Job, first: int, members: list) -> dict:
     """Write the rows `first`, `first` + 1, ... of every array, then the note."""
     import torch
-    import xxhash
 
     torch.set_num_threads(1)  # the chunks are what runs in parallel
     started = time.perf_counter()
