@@ -207,6 +207,10 @@ class Trainer:
         self.steps = len(images.batch_bounds(self.images, recipe.batch_size))
         self.micro_batch = recipe.micro_batch or recipe.batch_size
         self.network = model
+        rates, stages = stage_rates(model, recipe), models.stages(model)
+        for name, weights in stages.items():  # before they are shared
+            for weight in weights:
+                weight.requires_grad_(name in rates)
         if self.world_size > 1:
             if device.type == "cuda":
                 nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -219,10 +223,6 @@ class Trainer:
         self.criterion = nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)
         options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
         options["fused"] = device.type in ("cpu", "cuda")  # ResNet18: 11 ms, not 33
-        rates, stages = stage_rates(model, recipe), models.stages(model)
-        for name, weights in stages.items():
-            for weight in weights:
-                weight.requires_grad_(name in rates)
         groups = [{"params": stages[name], "lr": rates[name]} for name in rates]
         self.optimizer = torch.optim.AdamW(groups, **options)
         self.scheduler = make_scheduler(self.optimizer, recipe, self.steps)
